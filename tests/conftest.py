@@ -120,6 +120,14 @@ def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model_folder(tmp_path_factory.mktemp("models") / "tiny-untied", tied=False, seed=1, bias=True)
 
 
+@pytest.fixture(scope="session")
+def chatglm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random ChatGLM3 in its original layout, its code files included, which must never be run."""
+    from chatglm_folders import make_chatglm_folder
+
+    return make_chatglm_folder(tmp_path_factory.mktemp("models") / "chatglm3-tiny")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of our own for the session, unless a test of the real model asks for the user's."""

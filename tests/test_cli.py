@@ -247,7 +247,7 @@ MISTAKES: dict[str, tuple[Callable[[Place], Path], str]] = {
     "no YAML": (lambda p: p.write("config.yaml", "training: [1\n"), "not valid YAML"),
     "missing model": (lambda p: p.config(base_model="./nowhere"), "model not found"),
     "no model folder": (lambda p: p.config(base_model=str(p.folder)), "the folder is no model"),
-    "remote code": (lambda p: p.broken_model(model_type="chatglm", auto_map={}), "needs code of its own"),
+    "remote code": (lambda p: p.broken_model(model_type="baichuan", auto_map={}), "needs code of its own"),
     "torn weights": (
         lambda p: (p.broken_model(), p.write("model/model.safetensors", b"\x10\x00\x00"))[0],
         "a weight file is torn",

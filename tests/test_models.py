@@ -82,7 +82,7 @@ def test_a_torn_config_is_named(model_copy: Path, text: str) -> None:
 
 
 def test_remote_code_is_never_run(model_copy: Path) -> None:
-    edit_config(model_copy, model_type="chatglm", auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    edit_config(model_copy, model_type="baichuan", auto_map={"AutoModelForCausalLM": "modeling.Model"})
     sentinel = model_copy / "ran"
     (model_copy / "modeling.py").write_text(f"open({str(sentinel)!r}, 'w')\n", encoding="utf-8")
     with pytest.raises(UserError, match="code of its own, which is never run") as caught:

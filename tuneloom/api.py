@@ -573,7 +573,7 @@ def export(
     target: str | PathLike[str],
     out: str | PathLike[str],
     *,
-    to: Literal["merged"] = "merged",
+    to: Literal["merged", "chatglm"] = "merged",
     precision: str = "auto",
     max_shard_size: str = "5GB",
 ) -> Exported:
@@ -582,7 +582,8 @@ def export(
     Args:
         target: something with an adapter.
         out: the new folder; it must not exist.
-        to: `merged`: one Hugging Face folder with the adapter folded in.
+        to: `merged`: one Hugging Face folder with the adapter folded in; `chatglm`: the same in ChatGLM's original layout,
+            from a base in that layout.
         precision: of the weights written: auto (the base's own), fp32, bf16 or fp16.
         max_shard_size: of a safetensors file, e.g. `5GB`.
 
@@ -591,13 +592,14 @@ def export(
         GuardError: the reloaded model does not answer as the tuned one; nothing is published.
     """
     from tuneloom.adapters.target import resolve_target
-    from tuneloom.exporting.merged import export_merged
+    from tuneloom.exporting.merged import Layout, export_merged
 
-    if to != "merged":
-        raise UserError("unknown format", where="to", got=excerpt(to), expected="merged")
+    if to not in ("merged", "chatglm"):
+        raise UserError("unknown format", where="to", got=excerpt(to), expected="merged or chatglm")
     stored = "auto" if precision == "auto" else _precision_name(precision, "precision")
     resolved = resolve_target(fspath(target), say=_say)
-    return export_merged(resolved, Path(out), precision=stored, max_shard_size=max_shard_size, say=_say)
+    layout: Layout = "chatglm" if to == "chatglm" else "native"
+    return export_merged(resolved, Path(out), layout=layout, precision=stored, max_shard_size=max_shard_size, say=_say)
 
 
 def _precision(dtype: str | torch.dtype, device: torch.device) -> Precision:

@@ -11,6 +11,7 @@ import typer
 
 class Format(StrEnum):
     MERGED = "merged"
+    CHATGLM = "chatglm"
 
 
 class StoredPrecision(StrEnum):
@@ -23,7 +24,12 @@ class StoredPrecision(StrEnum):
 def export(
     target: Annotated[str, typer.Argument(help="A run, a checkpoint or an adapter.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The new folder.")],
-    to: Annotated[Format, typer.Option("--to", help="merged: one model with the adapter folded in.")] = Format.MERGED,
+    to: Annotated[
+        Format,
+        typer.Option(
+            "--to", help="merged: one model with the adapter folded in; chatglm: the same in ChatGLM's original layout."
+        ),
+    ] = Format.MERGED,
     precision: Annotated[
         StoredPrecision, typer.Option("--precision", help="Of the weights written; auto: the base's own.")
     ] = StoredPrecision.AUTO,
@@ -31,14 +37,14 @@ def export(
 ) -> None:
     """Write a run in another format, and prove that it still answers the same."""
     from tuneloom.adapters.target import resolve_target
-    from tuneloom.exporting.merged import export_merged
+    from tuneloom.exporting.merged import Layout, export_merged
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
-    del to
     resolved = resolve_target(target, say=say)
-    done = export_merged(resolved, out, precision=precision.value, max_shard_size=max_shard_size, say=say)
+    layout: Layout = "chatglm" if to is Format.CHATGLM else "native"
+    done = export_merged(resolved, out, layout=layout, precision=precision.value, max_shard_size=max_shard_size, say=say)
     typer.echo(f"written   {done.folder} ({done.precision})")
     typer.echo(f"checked   {done.check.sentence()}")
     typer.echo(f"talk to it with:  tuneloom chat {done.folder}")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuneloom.cli.export import Format, export
+
 if TYPE_CHECKING:
     from tuneloom.train.resume import ResumePoint
 
@@ -65,11 +67,12 @@ def inference_hf(
 def model_export_hf(
     model_dir: Annotated[str, typer.Argument(help="A checkpoint, an adapter or a run.")],
     out_dir: Annotated[Path, typer.Option("--out-dir", help="The new folder.")],
+    to: Annotated[
+        Format, typer.Option("--to", help="merged: transformers' native layout; chatglm: ChatGLM's original one.")
+    ] = Format.MERGED,
 ) -> None:
     """Write a checkpoint as one model, the adapter folded in."""
-    from tuneloom.cli.export import export
-
-    export(model_dir, out=out_dir)
+    export(model_dir, out=out_dir, to=to)
 
 
 def _resume_point(output: Path, answer: str) -> ResumePoint | None:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloom.errors import UserError
+from tuneloom.models.chatglm.config import is_original
 from tuneloom.models.quiet import quiet_transformers
+from tuneloom.models.source import read_model_config
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +54,10 @@ def load_base_model(folder: Path, dtype: torch.dtype, device: torch.device, quan
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if is_original(read_model_config(folder)):
+        from tuneloom.models.chatglm.load import load_original
+
+        return load_original(folder, dtype, device, None if quantization == "none" else _bitsandbytes(quantization, dtype))
     extra: dict[str, Any] = {}
     if quantization != "none":
         extra = {"quantization_config": _bitsandbytes(quantization, dtype), "device_map": {"": device}}

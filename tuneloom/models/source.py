@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 from tuneloom.cache import cache_subfolder
 from tuneloom.errors import UserError, nearest, user_path
+from tuneloom.models.chatglm.config import check_original, is_original
 from tuneloom.models.embedded import EMBEDDED, MARKER, NOTICE, convert_gguf, embedded_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+_PICKLED = "*.bin"
 
 Say = Callable[[str], None]
 
@@ -37,7 +39,7 @@ class ModelSource:
 
     def config(self) -> dict[str, Any]:
         """Return the folder's config.json."""
-        return _read_config(self.folder)
+        return read_model_config(self.folder)
 
     def notice(self) -> str | None:
         """Return the notice that must go with whatever is made from the weights, if there is one."""
@@ -89,12 +91,18 @@ def resolve_model(path: str, *, revision: str | None = None, say: Say = silent) 
 
 
 def check_model_folder(folder: Path) -> None:
-    """Require a folder to be a model that transformers implements natively, with safetensors.
+    """Require a folder to be a model that transformers implements natively, with safetensors; or a ChatGLM2 or ChatGLM3.
 
     Raises:
         UserError: otherwise, naming what is missing.
     """
-    config = _read_config(folder)
+    config = read_model_config(folder)
+    if is_original(config):
+        from tuneloom.models.chatglm.weights import check_weights
+
+        check_original(config, folder / "config.json")
+        check_weights(folder, config)
+        return
     kind = config.get("model_type")
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -126,7 +134,12 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Return a model folder's config.json.
+
+    Raises:
+        UserError: absent, or torn.
+    """
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -174,6 +187,8 @@ def _hub_folder(repo: str, revision: str | None, say: Say) -> Path:
     say(f"looking for {repo} on the hub ...")
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
+        if not any(folder.glob("*.safetensors")) and is_original(read_model_config(folder)):
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*_HUB_FILES, _PICKLED]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
             "model not found",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,8 +110,8 @@ def check_original(config: Mapping[str, Any], file: Path) -> None:
             raise UserError(
                 "a ChatGLM of another shape than ChatGLM2 and ChatGLM3",
                 where=str(file),
-                got=f"{key} {excerpt(config[key])}" if key in config else f"no {key}",
-                expected=f"{key} {str(needed).lower()}",
+                got=f"{key} {json.dumps(config[key])[:80]}" if key in config else f"no {key}",
+                expected=f"{key} {json.dumps(needed)}",
                 mend="use the published ChatGLM2-6B or ChatGLM3-6B",
             )
     if config["num_attention_heads"] % config["multi_query_group_num"]:
