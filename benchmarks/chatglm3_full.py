@@ -109,7 +109,8 @@ def _write_tokenizer(folder: Path) -> None:
 
     from tuneloom.data.sources import builtin_file
 
-    lines = builtin_file("self_cognition").read_text(encoding="utf-8").splitlines()
+    names = ("self_cognition_en", "self_cognition_zh")
+    lines = [line for name in names for line in builtin_file(name).read_text(encoding="utf-8").splitlines()]
     texts = (message["content"] for line in lines for message in json.loads(line)["messages"])
     SentencePieceTrainer.train(
         sentence_iterator=(line for text in texts for line in text.splitlines() if line),
