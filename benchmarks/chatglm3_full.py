@@ -118,6 +118,7 @@ def _write_tokenizer(folder: Path) -> None:
         model_type="bpe",
         vocab_size=1200,
         byte_fallback=True,
+        pad_id=-1,
         hard_vocab_limit=False,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,

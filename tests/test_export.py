@@ -102,14 +102,19 @@ def test_a_merged_export_is_verified_and_equal_in_plain_transformers(
     assert report["check"]["passed"] is True
 
 
-def test_a_bf16_export_of_a_checkpoint_passes_its_check(lora_run: Path, empty_parent: Path) -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_a_16_bit_export_of_a_checkpoint_passes_its_check(
+    precision: str, dtype: str, lora_run: Path, empty_parent: Path
+) -> None:
     checkpoint = lora_run / "checkpoint-3"
-    done = export_merged(resolve_target(str(checkpoint)), empty_parent / "out", precision="bf16", say=silent)
-    assert done.precision == "bf16"
+    done = export_merged(resolve_target(str(checkpoint)), empty_parent / "out", precision=precision, say=silent)
+    assert done.precision == precision
     assert done.check.passed
     assert done.check.safe_positions > 0
-    assert json.loads((done.folder / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
-    assert stored_precision(resolve_target(str(done.folder))) == "bf16"
+    assert json.loads((done.folder / "config.json").read_text(encoding="utf-8"))["dtype"] == dtype
+    assert stored_precision(resolve_target(str(done.folder))) == precision
+    weights = load_file(done.folder / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {getattr(torch, dtype)}
 
 
 def test_a_model_that_answers_otherwise_is_not_published(

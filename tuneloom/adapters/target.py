@@ -89,16 +89,16 @@ def find_adapter(name: str, *, runs_dir: str | Path = "runs", say: Say = silent)
     return place if (place / CONFIG_FILE).is_file() else None
 
 
-def load_target(target: Target, *, precision: str = "auto", device: str = "auto") -> Loaded:
+def load_target(target: Target, *, precision: str | Precision = "auto", device: str = "auto") -> Loaded:
     """Load a target's base, adapter and tokenizer.
 
     Args:
         target: see `resolve_target`.
-        precision: auto, bf16, fp16 or fp32.
+        precision: auto, bf16, fp16 or fp32, as near to it as the device can; a Precision: that one.
         device: auto, or a torch device's name.
     """
     where = pick_device(device)
-    chosen = choose_precision(precision, where)
+    chosen = precision if isinstance(precision, Precision) else choose_precision(precision, where)
     renderer = Renderer(load_tokenizer_folder(target.tokenizer_folder))
     model = with_adapter(load_target_base(target, chosen.dtype, where), target)
     return Loaded(target, model, renderer, chosen)

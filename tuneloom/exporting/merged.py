@@ -22,6 +22,7 @@ from tuneloom.exporting.reference import make_reference
 from tuneloom.exporting.verify import Check, verify_in_fresh_process
 from tuneloom.models.chatglm.config import is_original
 from tuneloom.models.embedded import EMBEDDED, NOTICE
+from tuneloom.models.precision import exactly
 from tuneloom.models.quiet import quiet_transformers
 from tuneloom.rundir import write_atomically
 
@@ -79,7 +80,7 @@ def export_merged(
     try:
         chosen = stored_precision(target) if precision == "auto" else precision
         say(f"loading {target.base.name} in {chosen} ...")
-        loaded = load_target(_unquantised(target), precision=chosen, device="cpu")
+        loaded = load_target(_unquantised(target), precision=exactly(chosen), device="cpu")
         say("keeping its answers as the reference ...")
         make_reference(loaded.model, loaded.renderer).save(reference_file)
         say("merging and writing ..." if target.adapter else "writing ...")

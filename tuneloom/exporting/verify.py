@@ -76,12 +76,11 @@ def verify(folder: Path, reference_file: Path, precision: str) -> Check:
     from tuneloom.data.render import Renderer
     from tuneloom.exporting.reference import PROBES, Reference, answer_logits
     from tuneloom.models.load import load_base_model, load_tokenizer_folder
-    from tuneloom.models.precision import Precision
+    from tuneloom.models.precision import exactly
     from tuneloom.types import Conversation, Message
 
     reference = Reference.load(reference_file)
-    names = {"fp32": Precision("fp32", "", {}), "bf16": Precision("bf16", "", {}), "fp16": Precision("fp16", "", {})}
-    model = load_base_model(folder, names[precision].dtype, torch.device("cpu"))
+    model = load_base_model(folder, exactly(precision).dtype, torch.device("cpu"))
     renderer = Renderer(load_tokenizer_folder(folder))
     prompts = [renderer.prompt_ids(Conversation((Message("user", probe),))) for probe in PROBES]
     kept = [ids[:start] for ids, start in zip(reference.sequences, reference.prompt_lengths, strict=True)]

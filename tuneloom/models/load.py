@@ -87,19 +87,27 @@ def load_base_model(folder: Path, dtype: torch.dtype, device: torch.device, quan
 
 
 def load_tokenizer_folder(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the folder's fast tokenizer.
+    """Load the folder's fast tokenizer; that of a ChatGLM in the original layout is built from its tokenizer.model.
 
     Raises:
         UserError: no tokenizer, or one without the fast form that gives offsets.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    from tuneloom.models.chatglm.config import is_original
+    from tuneloom.models.chatglm.tokenizer import build_tokenizer, needs_building, read_config
+
+    original = is_original(read_config(folder))
+    if original and needs_building(folder):
+        return build_tokenizer(folder)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if not any((folder / name).is_file() for name in names):
         raise UserError("the folder has no tokenizer", where=str(folder), mend="copy the model's tokenizer files there too")
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # An original config.json names remote code, which AutoTokenizer would ask to run.
+            kind = PreTrainedTokenizerFast if original else AutoTokenizer
+            tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(
             "the tokenizer does not load",

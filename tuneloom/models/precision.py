@@ -34,6 +34,11 @@ class Precision:
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.name]
 
 
+def exactly(name: str) -> Precision:
+    """Return the precision of that name, whatever the device would rather have."""
+    return Precision(_name(name), "as asked", {})
+
+
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """Choose the precision: what is wanted where the device can, else the nearest.
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloom.models.chatglm.config import EOS_ID, PAD_ID, check_original, native_config
+from tuneloom.models.chatglm.config import PAD_ID, check_original, native_config
+from tuneloom.models.chatglm.tokenizer import chat_stop_ids
 from tuneloom.models.chatglm.weights import native_tensors
 from tuneloom.models.quiet import quiet_transformers
 
@@ -45,7 +46,7 @@ def load_original(folder: Path, dtype: torch.dtype, device: torch.device, quanti
             model = GlmForCausalLM.from_pretrained(
                 None, config=config, state_dict=state, dtype=dtype, quantization_config=quantization, device_map={"": device}
             )
-    model.generation_config = GenerationConfig(eos_token_id=_stop_ids(folder), pad_token_id=PAD_ID)
+    model.generation_config = GenerationConfig(eos_token_id=chat_stop_ids(folder), pad_token_id=PAD_ID)
     return model.requires_grad_(False).eval()
 
 
@@ -64,7 +65,3 @@ def _streamed(folder: Path, original: dict[str, Any], config: Any, dtype: torch.
         weight = torch.empty(view.shape, dtype=dtype, device=device).copy_(view)
         setattr(model.get_submodule(module), kind, nn.Parameter(weight, requires_grad=False))
     return model
-
-
-def _stop_ids(folder: Path) -> list[int]:  # noqa: ARG001
-    return [EOS_ID]
