@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ import torch
 from tuneloom.adapters.merge import merge_adapter
 from tuneloom.adapters.target import Loaded, Target, load_target
 from tuneloom.errors import GuardError, UserError
+from tuneloom.exporting.folder import partial_folder
 from tuneloom.exporting.reference import make_reference
 from tuneloom.exporting.verify import Check, verify_in_fresh_process
 from tuneloom.models.embedded import EMBEDDED, NOTICE
@@ -59,7 +59,7 @@ def export_merged(target: Target, out: Path, *, precision: str = "auto", max_sha
         )
     if target.config is not None and target.config.base_model.quantization != "none":
         say("the base was quantised in training; merging into its unquantised weights")
-    partial = _partial_folder(out)
+    partial = partial_folder(out)
     reference_file = partial.with_suffix(".reference")
     try:
         chosen = stored_precision(target) if precision == "auto" else precision
@@ -90,22 +90,7 @@ def stored_precision(target: Target) -> str:
 
 
 def _unquantised(target: Target) -> Target:
-    return Target(target.name, target.base, target.adapter, None)
-
-
-def _partial_folder(out: Path) -> Path:
-    """Make the folder to write into, beside `out`."""
-    if out.exists():
-        raise UserError("the output exists already", where=str(out), mend="choose another --out; nothing is overwritten")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        raise UserError(
-            "cannot write the output folder", where=str(out.parent), got=error.strerror, mend="choose another --out"
-        ) from error
-    return partial
+    return replace(target, config=None, run=None)
 
 
 def _write(loaded: Loaded, folder: Path, max_shard_size: str) -> None:
