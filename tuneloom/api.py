@@ -607,6 +607,8 @@ def export(
         raise UserError("unknown format", where="to", got=excerpt(to), expected="merged or adapter")
     stored = "auto" if precision == "auto" else _precision_name(precision, "precision")
     _check_layout(to, layout)
+    if to == "adapter" and precision != "auto":
+        raise UserError("the precision is of a merged model", where="to adapter", got=precision, mend="leave precision out")
     resolved = resolve_target(fspath(target), base_model=_optional_path(base_model), say=_say)
     if to == "adapter":
         return export_adapter(resolved, Path(out), layout=layout or "native", say=_say)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tuneloom.adapters.store import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, strange_settings
+from tuneloom.adapters.store import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, strange_settings, tensor_shapes
 from tuneloom.errors import UserError, excerpt
 
 if TYPE_CHECKING:
@@ -132,8 +132,6 @@ def read_adapter(folder: Path, modules: Modules) -> Adapter:
         UserError: torn files, a kind that is not plain LoRA, rsLoRA or DoRA; a module that the base has not, a tensor
             missing or of another shape, by name.
     """
-    from safetensors import SafetensorError, safe_open
-
     config = read_adapter_config(folder)
     if strange := strange_settings(config):
         raise UserError(
@@ -143,15 +141,25 @@ def read_adapter(folder: Path, modules: Modules) -> Adapter:
             expected="LoRA, rsLoRA or DoRA on a base that was left as it was",
             mend="use it with the tool that made it",
         )
+    return _Reader(folder, config, modules).adapter(*read_tensors(folder))
+
+
+def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return an adapter's tensors by key, and what the file's header says besides.
+
+    Raises:
+        UserError: absent or torn.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    tensor_shapes(folder)
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            notes = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 no mapping
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 no mapping
     except (OSError, SafetensorError) as error:
         raise UserError(
             "the adapter's weights are torn", where=str(folder / WEIGHTS_FILE), got=str(error)[:200], mend=_COPY_AGAIN
         ) from None
-    return _Reader(folder, config, modules).adapter(tensors, notes)
 
 
 def write_adapter(adapter: Adapter, folder: Path, modules: Modules) -> None:
@@ -251,17 +259,17 @@ class _Reader:
         needed = ("A", "B", *(("magnitude_vector",) if self.config.get("use_dora") else ()))
         for kind in needed:
             if kind not in found:
-                raise self._fault("the adapter lacks a tensor", f"no {kind} of {module}")
+                raise self._fault("the adapter lacks a tensor", f"no lora_{kind} of {module}")
         outputs, inputs = self.modules.size(module)
         r = self._number("r", "rank_pattern", 8, module)
         shapes = {"A": (r, inputs), "B": (outputs, r), "magnitude_vector": (outputs,)}
         for kind, tensor in found.items():
             if kind not in needed:
-                raise self._fault("the adapter has a tensor that its config does not ask for", f"{kind} of {module}")
+                raise self._fault("the adapter has a tensor that its config does not ask for", f"lora_{kind} of {module}")
             if tuple(tensor.shape) != shapes[kind]:
                 raise self._fault(
                     "a tensor of another shape",
-                    f"{kind} of {module}: {list(tensor.shape)}",
+                    f"lora_{kind} of {module}: {list(tensor.shape)}",
                     f"{list(shapes[kind])}, by the base model's sizes and rank {r}",
                 )
         alpha = self._number("lora_alpha", "alpha_pattern", 8, module)

@@ -60,6 +60,8 @@ def export(
 
     resolved = resolve_target(target, base_model=base_model, say=say)
     if to is Format.ADAPTER:
+        if precision is not StoredPrecision.AUTO:
+            raise UserError("--precision is of a merged model", where="--to adapter", mend="leave it out")
         _export_adapter(resolved, out, layout, say)
         return
     if layout is not None:

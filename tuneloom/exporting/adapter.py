@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from tuneloom.adapters.chatglm import Sizes, sizes_of, to_native, to_original
-from tuneloom.adapters.lora import Adapter, Layer, read_adapter, same_tensors, write_adapter
+from tuneloom.adapters.lora import Adapter, Layer, read_adapter, read_tensors, same_tensors, write_adapter
 from tuneloom.adapters.store import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, check_fingerprint, tensor_shapes
 from tuneloom.adapters.target import Target
 from tuneloom.errors import GuardError, UserError
@@ -95,7 +95,7 @@ def export_adapter(target: Target, out: Path, *, layout: Layout = "native", say:
         raise UserError(
             "nothing to export: the target has no adapter", where=target.name, expected="a run, a checkpoint or an adapter"
         )
-    tensor_shapes(target.adapter)
+    read_tensors(target.adapter)
     check_fingerprint(target.adapter, target.base, fingerprint(target.base.folder))
     sizes = _sizes(target) if layout == "original" else None
     partial = partial_folder(out)
