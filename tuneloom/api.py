@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tuneloom.config import Config, DataConfig, SourceConfig, build_config, parse_config
 from tuneloom.config.load import dotted
@@ -572,6 +572,25 @@ def _answers(
 # Export.
 
 
+@overload
+def export(
+    target: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    to: Literal["merged"] = "merged",
+    precision: str = "auto",
+    max_shard_size: str = "5GB",
+    base_model: str | PathLike[str] | None = None,
+) -> Exported: ...
+@overload
+def export(
+    target: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    to: Literal["adapter"],
+    layout: Literal["native", "original"] | None = None,
+    base_model: str | PathLike[str] | None = None,
+) -> ExportedAdapter: ...
 def export(
     target: str | PathLike[str],
     out: str | PathLike[str],
