@@ -104,11 +104,11 @@ def trained(model: Path, rows: Path, output: Path, changes: dict[str, Any]) -> P
 @pytest.mark.parametrize(
     ("layout", "name"),
     [
-        ("chatglm", "dora"),
+        ("original", "dora"),
         ("native", "rslora"),
         *(
             pytest.param(*pair, marks=pytest.mark.slow)
-            for pair in [("chatglm", "lora"), ("chatglm", "rslora"), ("native", "dora")]
+            for pair in [("original", "lora"), ("original", "rslora"), ("native", "dora")]
         ),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_tuned_model_leaves_in_either_layout(layout: Any, name: str, chatglm: 
     assert torch.allclose(logits_of(again.model, ids), logits_of(tuned.model, ids), atol=1e-4)
     base = load_target(resolve_target(str(chatglm)), precision="fp32")
     assert not torch.allclose(logits_of(base.model, ids), logits_of(tuned.model, ids), atol=1e-2)
-    if layout == "chatglm":
+    if layout == "original":
         index = json.loads((out / "model.safetensors.index.json").read_text())
         weights = original_weights(out)
         assert index["weight_map"].keys() == weights.keys() == original_weights(chatglm).keys()
@@ -133,7 +133,7 @@ def test_a_tuned_model_leaves_in_either_layout(layout: Any, name: str, chatglm: 
 
 
 def test_the_original_layout_comes_back_bit_for_bit_with_its_owner_s_files(chatglm: Path, tmp_path: Path) -> None:
-    done = export_merged(resolve_target(str(chatglm)), tmp_path / "out", layout="chatglm", max_shard_size="1MB", say=silent)
+    done = export_merged(resolve_target(str(chatglm)), tmp_path / "out", layout="original", max_shard_size="1MB", say=silent)
     assert done.check.max_logit_difference == 0
     before, after = original_weights(chatglm), original_weights(tmp_path / "out")
     assert before.keys() == after.keys()
@@ -157,10 +157,10 @@ def test_through_the_native_layout_and_back_is_bit_for_bit(chatglm: Path, tmp_pa
 
 def test_a_16_bit_checkpoint_keeps_its_dtype_and_another_one_is_written_into_config_json(tmp_path: Path) -> None:
     half = make_chatglm_folder(tmp_path / "half", dtype=torch.float16, layout="sharded bin")
-    export_merged(resolve_target(str(half)), tmp_path / "same", layout="chatglm", say=silent)
+    export_merged(resolve_target(str(half)), tmp_path / "same", layout="original", say=silent)
     assert (tmp_path / "same" / "config.json").read_bytes() == (half / "config.json").read_bytes()
     assert {weight.dtype for weight in original_weights(tmp_path / "same").values()} == {torch.float16}
-    export_merged(resolve_target(str(half)), tmp_path / "other", layout="chatglm", precision="bf16", say=silent)
+    export_merged(resolve_target(str(half)), tmp_path / "other", layout="original", precision="bf16", say=silent)
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     assert config == json.loads((half / "config.json").read_text()) | {"torch_dtype": "bfloat16"}
 
@@ -171,7 +171,7 @@ def test_no_code_of_the_folder_is_run_or_named_in_a_run(commands: Path, chatglm:
     assert not list((commands / "output").rglob("*.py"))
 
 
-@pytest.mark.parametrize(("wanted", "base"), [("chatglm", "tiny_model")])
+@pytest.mark.parametrize(("wanted", "base"), [("original", "tiny_model")])
 def test_the_original_layout_needs_a_base_in_it(wanted: Any, base: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     target = resolve_target(str(request.getfixturevalue(base)))
     with pytest.raises(UserError, match="not a ChatGLM in its original layout") as caught:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tuneloom.config import Config
     from tuneloom.errors import GuardError, Interrupted, TuneloomError, UserError
     from tuneloom.evaluation.predict import Prediction
+    from tuneloom.exporting.adapter import AdapterCheck, ExportedAdapter
     from tuneloom.exporting.merged import Exported
     from tuneloom.exporting.verify import Check
     from tuneloom.types import Conversation, Message, Rendered, ToolCall, TrainOn
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterCheck",
     "Check",
     "Config",
     "Conversation",
     "EvaluationResult",
     "Exported",
+    "ExportedAdapter",
     "GuardError",
     "Interrupted",
     "Message",
@@ -68,6 +71,7 @@ _HOMES = {
     "tuneloom.config": ("Config",),
     "tuneloom.errors": ("GuardError", "Interrupted", "TuneloomError", "UserError"),
     "tuneloom.evaluation.predict": ("Prediction",),
+    "tuneloom.exporting.adapter": ("AdapterCheck", "ExportedAdapter"),
     "tuneloom.exporting.merged": ("Exported",),
     "tuneloom.exporting.verify": ("Check",),
     "tuneloom.types": ("Conversation", "Message", "Rendered", "ToolCall", "TrainOn"),

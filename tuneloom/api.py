@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tuneloom.config import Config, DataConfig, SourceConfig, build_config, parse_config
 from tuneloom.config.load import dotted
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tuneloom.data.prepare import PreparedData
     from tuneloom.data.render import Renderer
     from tuneloom.evaluation.predict import Prediction
+    from tuneloom.exporting.adapter import ExportedAdapter
     from tuneloom.exporting.merged import Exported
     from tuneloom.models.precision import Name, Precision
     from tuneloom.train.resume import ResumePoint
@@ -110,7 +111,7 @@ def load_model(
                 mend=f"give its base as the source ({target.base.name}), or leave adapter out",
             )
         folder = find_adapter(fspath(adapter), say=_say) or Path(adapter)  # which then is refused by what it lacks
-        target = Target(target.name, target.base, folder)
+        target = Target.of(target.name, target.base, folder)
     model: PreTrainedModel | PeftModel = with_adapter(load_target_base(target, precision.dtype, where), target)
     return model
 
@@ -358,7 +359,7 @@ class EvaluationResult:
     problems: tuple[str, ...] = ()
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 each is a question of its own
     target: str | PathLike[str],
     data: str | PathLike[str] | Mapping[str, object] | SourceConfig | Sequence[object] | None = None,
     *,
@@ -368,6 +369,7 @@ def evaluate(
     overrides: Mapping[str, object] | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    base_model: str | PathLike[str] | None = None,
 ) -> EvaluationResult:
     """Measure held-out loss and perplexity and, where asked for, ROUGE and BLEU of written answers.
 
@@ -383,6 +385,7 @@ def evaluate(
             `generation.max_new_tokens`, ...
         dtype: as `load_model` takes it; auto: what the run was trained in.
         device: as `load_model` takes it.
+        base_model: the base to put an adapter on, as `load_model` takes a source; None: the one that it names.
 
     Raises:
         UserError: no data, data that cannot be read, a run whose data files have changed.
@@ -394,7 +397,7 @@ def evaluate(
     from tuneloom.models.precision import choose_precision
     from tuneloom.train.prepare import TOKENS_PER_MICROBATCH
 
-    found = resolve_target(fspath(target), say=_say)
+    found = resolve_target(fspath(target), base_model=_optional_path(base_model), say=_say)
     config = load_config(found.config or {}, overrides)
     wanted = _own_rows(found, config, split) if data is None else _given_rows(config, data, split)
     limit = _checked_limit(max_rows) or wanted.max_rows
@@ -569,6 +572,7 @@ def _answers(
 # Export.
 
 
+@overload
 def export(
     target: str | PathLike[str],
     out: str | PathLike[str],
@@ -576,30 +580,70 @@ def export(
     to: Literal["merged", "chatglm"] = "merged",
     precision: str = "auto",
     max_shard_size: str = "5GB",
-) -> Exported:
-    """Write a run, a checkpoint or an adapter in a format for other tools, verified by reloading it in a fresh process.
+    base_model: str | PathLike[str] | None = None,
+) -> Exported: ...
+@overload
+def export(
+    target: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    to: Literal["adapter"],
+    layout: Literal["native", "original"] | None = None,
+    base_model: str | PathLike[str] | None = None,
+) -> ExportedAdapter: ...
+def export(
+    target: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    to: Literal["merged", "chatglm", "adapter"] = "merged",
+    precision: str = "auto",
+    max_shard_size: str = "5GB",
+    layout: Literal["native", "original"] | None = None,
+    base_model: str | PathLike[str] | None = None,
+) -> Exported | ExportedAdapter:
+    """Write a run, a checkpoint or an adapter in a format for other tools, verified by reading it again.
 
     Args:
         target: something with an adapter.
         out: the new folder; it must not exist.
-        to: `merged`: one Hugging Face folder with the adapter folded in; `chatglm`: the same in ChatGLM's original layout,
-            from a base in that layout.
+        to: `merged`: one Hugging Face folder with the adapter folded in, reloaded in a fresh process; `chatglm`: the same
+            in ChatGLM's original layout, from a base in that layout; `adapter`: the adapter alone, in PEFT's layout.
         precision: of the weights written: auto (the base's own), fp32, bf16 or fp16.
         max_shard_size: of a safetensors file, e.g. `5GB`.
+        layout: names of the adapter's modules: native, or original, as ChatGLM's own code has them; None: native.
+        base_model: the base that the adapter goes on, as `load_model` takes a source; None: the one that it names.
 
     Raises:
         UserError: nothing to export, an unknown format or precision, `out` exists or cannot be written.
-        GuardError: the reloaded model does not answer as the tuned one; nothing is published.
+        GuardError: the reloaded model does not answer as the tuned one, or the adapter does not read back the same;
+            nothing is published.
     """
     from tuneloom.adapters.target import resolve_target
+    from tuneloom.exporting.adapter import export_adapter
     from tuneloom.exporting.merged import Layout, export_merged
 
-    if to not in ("merged", "chatglm"):
-        raise UserError("unknown format", where="to", got=excerpt(to), expected="merged or chatglm")
+    if to not in ("merged", "chatglm", "adapter"):
+        raise UserError("unknown format", where="to", got=excerpt(to), expected="merged, chatglm or adapter")
     stored = "auto" if precision == "auto" else _precision_name(precision, "precision")
-    resolved = resolve_target(fspath(target), say=_say)
-    layout: Layout = "chatglm" if to == "chatglm" else "native"
-    return export_merged(resolved, Path(out), layout=layout, precision=stored, max_shard_size=max_shard_size, say=_say)
+    _check_layout(to, layout)
+    if to == "adapter" and precision != "auto":
+        raise UserError("the precision is of a merged model", where="to adapter", got=precision, mend="leave precision out")
+    resolved = resolve_target(fspath(target), base_model=_optional_path(base_model), say=_say)
+    if to == "adapter":
+        return export_adapter(resolved, Path(out), layout=layout or "native", say=_say)
+    merged: Layout = "original" if to == "chatglm" else "native"
+    return export_merged(resolved, Path(out), layout=merged, precision=stored, max_shard_size=max_shard_size, say=_say)
+
+
+def _check_layout(to: str, layout: str | None) -> None:
+    if layout not in (None, "native", "original"):
+        raise UserError("unknown layout", where="layout", got=excerpt(layout), expected="native or original")
+    if layout is not None and to != "adapter":
+        raise UserError("the layout is of an adapter", where=f"to {to}", mend="leave layout out, or give to='adapter'")
+
+
+def _optional_path(path: str | PathLike[str] | None) -> str | None:
+    return None if path is None else fspath(path)
 
 
 def _precision(dtype: str | torch.dtype, device: torch.device) -> Precision:

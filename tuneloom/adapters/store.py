@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,19 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FILE = "base_model.json"
 _PREFIX = "base_model.model."
+STARTS = (True, False, "gaussian", "orthogonal")
+"""Ways to start an adapter that leave the base as it was; after any other, the file's weights belong to a changed base."""
+
+CARRIED = frozenset(
+    {
+        *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "runtime_config", "lora_dropout", "target_modules", "modules_to_save"),
+        *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out"),
+        *("r", "lora_alpha", "use_rslora", "use_dora", "bias", "init_lora_weights"),
+    }
+)
+"""Keys of PEFT's config that come through loading and saving whole, whatever they say."""
+
 _COPY_AGAIN = "copy the adapter again, or use another checkpoint of its run"
 
 
@@ -99,6 +113,16 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def strange_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an adapter_config.json that say more than LoRA, rsLoRA or DoRA on an unchanged base."""
+    from peft import LoraConfig
+
+    plain = LoraConfig().to_dict()
+    strange = {key: value for key, value in config.items() if key not in CARRIED and value and value != plain.get(key)}
+    start = config.get("init_lora_weights", True)
+    return strange if start in STARTS else {"init_lora_weights": start}
+
+
 def base_of(folder: Path) -> tuple[str, str | None]:
     """Return (name or path of the base, its fingerprint where known) that an adapter belongs to."""
     config = read_adapter_config(folder)
@@ -168,7 +192,13 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             header = json.loads(opened.read(num_bytes))
         return {key: tuple(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
     except FileNotFoundError:
-        raise UserError("the adapter has no weights", where=str(folder), got=f"no {WEIGHTS_FILE}", mend=_COPY_AGAIN) from None
+        pickled = (folder / "adapter_model.bin").is_file()
+        raise UserError(
+            "the adapter has no weights",
+            where=str(folder),
+            got="adapter_model.bin: pickled weights can run code and are not read" if pickled else f"no {WEIGHTS_FILE}",
+            mend=f"convert it to {WEIGHTS_FILE} first, with a PEFT that trusts it" if pickled else _COPY_AGAIN,
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UserError("the adapter's weights are torn", where=str(file), got=str(error)[:200], mend=_COPY_AGAIN) from None
 

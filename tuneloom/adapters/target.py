@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloom.adapters.native import native_folder
 from tuneloom.adapters.store import CONFIG_FILE, base_of, load_adapter, read_adapter_config
 from tuneloom.config import Config, load_config
 from tuneloom.data.render import Renderer
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Say = Callable[[str], None]
-_TOKENIZER = "tokenizer_config.json"
+_NAME_BASE = "name the base by its path: --base-model PATH (in Python base_model=, or load_model(PATH, adapter=...))"
+_TOKENIZER = ("tokenizer_config.json",)
+_WHOLE_TOKENIZER = (*_TOKENIZER, "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class Target:
     Attributes:
         name: what the user wrote.
         base: the base model.
-        adapter: folder of the adapter on it, None for a model of its own.
+        adapter: folder of the adapter on it, under native names; None for a model of its own.
         config: the run's config where the target belongs to one.
         run: that run.
+        original: the adapter's own folder, where `adapter` is made from it (see `native_folder`).
     """
 
     name: str
@@ -44,12 +48,39 @@ class Target:
     adapter: Path | None = None
     config: Config | None = None
     run: RunDirectory | None = None
+    original: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        base: ModelSource,
+        folder: Path,
+        config: Config | None = None,
+        run: RunDirectory | None = None,
+    ) -> Target:
+        """Return the target of an adapter's folder, whatever names it uses.
+
+        Raises:
+            UserError: one in a ChatGLM's original names that is broken or of another base.
+        """
+        native = native_folder(folder, base)
+        return cls(name, base, native, config, run, None if native == folder else folder)
+
+    @property
+    def own_folder(self) -> Path | None:
+        """The adapter's folder as the user has it."""
+        return self.original or self.adapter
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The adapter's own tokenizer and template where it has them, else the base's."""
-        if self.adapter is not None and (self.adapter / _TOKENIZER).is_file():
-            return self.adapter
+        """The adapter's own tokenizer and template where it has them, else the base's.
+
+        Beside an adapter in original names only a whole one counts: those of old needed code of their own.
+        """
+        needed = _WHOLE_TOKENIZER if self.original else _TOKENIZER
+        if self.own_folder is not None and all((self.own_folder / name).is_file() for name in needed):
+            return self.own_folder
         return self.base.folder
 
 
@@ -63,22 +94,38 @@ class Loaded:
     precision: Precision
 
 
-def resolve_target(name: str, *, runs_dir: str | Path = "runs", say: Say = silent) -> Target:
+def resolve_target(name: str, *, base_model: str | None = None, runs_dir: str | Path = "runs", say: Say = silent) -> Target:
     """Find a target by path, by run name, or as a model.
 
+    Args:
+        name: what the user wrote.
+        base_model: the base to put an adapter on; None: the one that it names.
+        runs_dir: where a run's name is looked up.
+        say: gets a line before anything that takes long.
+
     Raises:
-        UserError: nothing of that name, or a run that has no adapter yet.
+        UserError: nothing of that name, a run that has no adapter yet, or a base model for what has no adapter.
     """
     place = _place(name, runs_dir)
     if RunDirectory.is_run(place):
-        return _run_target(name, place, say)
+        return _run_target(name, place, base_model, say)
     if (place / CONFIG_FILE).is_file():
-        return _adapter_target(name, place, say)
+        return _adapter_target(name, place, base_model, say)
+    if base_model is not None:
+        raise UserError(
+            "a base model is named for what has no adapter",
+            where=name,
+            got=f"base model {base_model}",
+            expected="a run, a checkpoint or an adapter",
+            mend="leave the base model out",
+        )
     return Target(name, resolve_model(name, say=say))
 
 
 def find_adapter(name: str, *, runs_dir: str | Path = "runs", say: Say = silent) -> Path | None:
     """Return an adapter's folder by a run's path or name, or by its own; None where there is none.
+
+    It is as the user has it, in whatever names: `native_folder` makes it one that loads.
 
     Raises:
         UserError: a run that has no adapter yet.
@@ -135,25 +182,44 @@ def _adapter_of_run(run: RunDirectory, say: Say) -> Path:
     return whole[-1]
 
 
-def _run_target(name: str, place: Path, say: Say) -> Target:
+def _run_target(name: str, place: Path, base_model: str | None, say: Say) -> Target:
     run = RunDirectory(place)
     config = load_config(run.config)
     adapter = _adapter_of_run(run, say)
-    base = _resolve_base(config.base_model.path, adapter, config.base_model.revision, say)
-    return Target(name, base, adapter, config, run)
+    if base_model is not None:
+        base = resolve_model(base_model, say=say)
+    else:
+        base = _resolve_base(config.base_model.path, adapter, config.base_model.revision, say)
+    return Target.of(name, base, adapter, config, run)
 
 
-def _adapter_target(name: str, place: Path, say: Say) -> Target:
-    base, _ = base_of(place)
+def _adapter_target(name: str, place: Path, base_model: str | None, say: Say) -> Target:
     run = RunDirectory(place.parent) if RunDirectory.is_run(place.parent) else None
     config = load_config(run.config) if run else None
     revision = config.base_model.revision if config else None
-    return Target(name, _resolve_base(base, place, revision, say), place, config, run)
+    if base_model is not None:
+        base = resolve_model(base_model, say=say)
+    else:
+        base = _resolve_base(base_of(place)[0], place, revision, say)
+    return Target.of(name, base, place, config, run)
 
 
 def _resolve_base(name: str, adapter: Path, revision: str | None, say: Say) -> ModelSource:
-    """Find an adapter's base by its name, or where it was when the adapter was made."""
+    """Find an adapter's base by its name, or where it was when the adapter was made.
+
+    Raises:
+        UserError: it is in neither place, with the way to name another.
+    """
     recorded = read_adapter_config(adapter).get("base_model_name_or_path")
     if not Path(name).exists() and isinstance(recorded, str) and Path(recorded).is_dir():
         return resolve_model(recorded, say=say)
-    return resolve_model(name, revision=revision, say=say)
+    try:
+        return resolve_model(name, revision=revision, say=say)
+    except UserError as error:
+        raise UserError(
+            error.what,
+            where=f"{error.where}, the base that {adapter} names",
+            got=error.got,
+            expected=error.expected,
+            mend=f"{error.mend or 'mend it'}; or {_NAME_BASE}",
+        ) from error

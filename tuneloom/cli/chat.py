@@ -22,6 +22,10 @@ def chat(
         typer.Option("--temperature", min=0.0, help="Sample at this temperature; 0: greedy. None: as the run says."),
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", metavar="PATH", help="The base to put the adapter on. None: the one that it names."),
+    ] = None,
     precision: Annotated[str, typer.Option("--precision", help="auto, bf16, fp16 or fp32.")] = "auto",
 ) -> None:
     """Talk to a model. In a conversation: /clear begins anew, /exit or Ctrl-D ends."""
@@ -37,13 +41,13 @@ def chat(
         raise UserError("unknown precision", where="--precision", got=precision, expected="auto, bf16, fp16 or fp32")
     if base and compare:
         raise UserError("--base and --compare contradict each other", mend="keep one")
-    resolved = resolve_target(target, say=say)
+    resolved = resolve_target(target, base_model=base_model, say=say)
     if compare and resolved.adapter is None:
         raise UserError(
             "nothing to compare: the target has no adapter", where=target, mend="name a run, a checkpoint or an adapter"
         )
     settings = _settings(resolved, temperature, max_new_tokens)
-    say(f"loading {resolved.base.name}{' with ' + str(resolved.adapter) if resolved.adapter else ''} ...")
+    say(f"loading {resolved.base.name}{f' with {resolved.own_folder}' if resolved.adapter else ''} ...")
     loaded = load_target(resolved, precision=precision)
     session = ChatSession(Generator(loaded.model, loaded.renderer), settings, system=system, base=base, compare=compare)
     if prompt is not None:

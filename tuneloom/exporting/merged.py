@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ import torch
 from tuneloom.adapters.merge import merge_adapter
 from tuneloom.adapters.target import Loaded, Target, load_target
 from tuneloom.errors import GuardError, UserError
+from tuneloom.exporting.folder import partial_folder
 from tuneloom.exporting.original import require_original, write_original
 from tuneloom.exporting.reference import make_reference
 from tuneloom.exporting.verify import Check, verify_in_fresh_process
@@ -27,7 +27,7 @@ from tuneloom.models.quiet import quiet_transformers
 from tuneloom.rundir import write_atomically
 
 Say = Callable[[str], None]
-Layout = Literal["native", "chatglm"]
+Layout = Literal["native", "original"]
 REPORT = "export.json"
 
 
@@ -54,7 +54,7 @@ def export_merged(
     Args:
         target: something with an adapter; or a ChatGLM in its original layout, to change its layout.
         out: the new folder; it must not exist.
-        layout: `native`, or `chatglm`: the original layout, from a base in that layout.
+        layout: `native`, or `original`: ChatGLM's own, from a base in that layout.
         precision: auto (the base's own), fp32, bf16 or fp16.
         max_shard_size: of a safetensors file, e.g. `5GB`.
         say: gets a line before each part.
@@ -63,7 +63,7 @@ def export_merged(
         UserError: nothing to merge, a base of another layout, a shard size that is none, `out` exists or cannot be written.
         GuardError: the reloaded model does not answer as the unmerged one; nothing is published.
     """
-    if layout == "chatglm":
+    if layout == "original":
         require_original(target)
     if target.adapter is None and not is_original(target.base.config()):
         raise UserError(
@@ -75,7 +75,7 @@ def export_merged(
         )
     if target.config is not None and target.config.base_model.quantization != "none":
         say("the base was quantised in training; merging into its unquantised weights")
-    partial = _partial_folder(out)
+    partial = partial_folder(out)
     reference_file = partial.with_suffix(".reference")
     try:
         chosen = stored_precision(target) if precision == "auto" else precision
@@ -107,28 +107,13 @@ def stored_precision(target: Target) -> str:
 
 
 def _unquantised(target: Target) -> Target:
-    return Target(target.name, target.base, target.adapter, None)
-
-
-def _partial_folder(out: Path) -> Path:
-    """Make the folder to write into, beside `out`."""
-    if out.exists():
-        raise UserError("the output exists already", where=str(out), mend="choose another --out; nothing is overwritten")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        raise UserError(
-            "cannot write the output folder", where=str(out.parent), got=error.strerror, mend="choose another --out"
-        ) from error
-    return partial
+    return replace(target, config=None, run=None)
 
 
 def _write(loaded: Loaded, folder: Path, layout: Layout, max_shard_size: str) -> None:
     model = merge_adapter(loaded.model) if loaded.target.adapter else loaded.model
     with quiet_transformers(), torch.inference_mode():
-        if layout == "chatglm":
+        if layout == "original":
             write_original(model, loaded.target.base.folder, folder, max_shard_size)
         else:
             model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -146,13 +131,13 @@ def _card(target: Target, layout: Layout) -> str:
     name = (target.config.data.variables.get("name") if target.config else None) or Path(target.name).name
     method = target.config.method if target.config else "LoRA"
     made = f" with a {method} adapter folded in" if target.adapter else ""
-    kept = "in its original layout" if layout == "chatglm" else "in transformers' native layout"
+    kept = "in its original layout" if layout == "original" else "in transformers' native layout"
     tags = "[tuneloom, merged]" if target.adapter else "[tuneloom]"
     return (
         f"---\nbase_model: {base}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: {tags}\n"
         f"{license_line}---\n\n# {name}\n\n`{target.base.name}`{made}, {kept}, written by Tuneloom. "
         f"`{REPORT}` holds the check of this folder against the model that it was made from.\n\n"
-        f"{_ORIGINAL_USE if layout == 'chatglm' else _NATIVE_USE}{_licence(target)}"
+        f"{_ORIGINAL_USE if layout == 'original' else _NATIVE_USE}{_licence(target)}"
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from tuneloom.adapters.attach import checked_modules_to_save, module_paths, resolve_targets
+from tuneloom.adapters.native import native_folder
 from tuneloom.adapters.store import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -20,6 +21,7 @@ from tuneloom.adapters.store import (
     load_adapter,
     module_of,
     read_adapter_config,
+    strange_settings,
     tensor_shapes,
 )
 from tuneloom.adapters.target import find_adapter
@@ -37,19 +39,6 @@ _KEY = "adapter.continue_from"
 _SCALARS = ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "init_lora_weights")
 """Settings that must be the adapter's own, found without its base."""
 
-_STARTS = (True, False, "gaussian", "orthogonal")
-"""Ways to start an adapter that leave the base as it was; after any other, the file's weights belong to a changed base."""
-
-_CARRIED = frozenset(
-    {
-        *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-        *("inference_mode", "runtime_config", "lora_dropout", "target_modules", "modules_to_save"),
-        *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out"),
-        *_SCALARS,
-    }
-)
-"""Keys of PEFT's config that come through loading and saving whole, whatever they say."""
-
 _MERGE_FIRST = "fold it into its base (tuneloom export --to merged) and train a new adapter on that"
 
 
@@ -58,17 +47,23 @@ class Origin:
     """An adapter to continue from.
 
     Attributes:
-        path: its folder, in PEFT's layout.
+        path: its folder, in PEFT's layout, as the user has it.
         sha256: of its adapter_model.safetensors.
+        native: the folder made from it that loads, where its names are a ChatGLM's original ones.
     """
 
     path: str
     sha256: str
+    native: Path | None = None
 
     @property
     def folder(self) -> Path:
-        """The folder as a path."""
-        return Path(self.path)
+        """The folder to load it from."""
+        return self.native or Path(self.path)
+
+    def note(self) -> dict[str, str]:
+        """Return what a run keeps of it."""
+        return {"path": self.path, "sha256": self.sha256}
 
     def __str__(self) -> str:
         return f"{self.path} ({WEIGHTS_FILE}: sha256 {self.sha256})"
@@ -98,8 +93,10 @@ def find_origin(config: Config, base: ModelSource, base_fingerprint: str, say: S
     check_fingerprint(folder, base, base_fingerprint)
     tensor_shapes(folder)
     _refuse_unknown_kind(folder)
+    native = native_folder(folder, base)
     with open(folder / WEIGHTS_FILE, "rb") as file:
-        return Origin(str(folder), hashlib.file_digest(file, "sha256").hexdigest())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Origin(str(folder), digest, native if native != folder else None)
 
 
 def noted_origin(run: RunDirectory) -> Origin | None:
@@ -236,14 +233,7 @@ def _shown(value: Any) -> str:
 
 def _refuse_unknown_kind(folder: Path) -> None:
     """Refuse an adapter whose config says more than loading, training and saving it here would keep."""
-    from peft import LoraConfig
-
-    raw, plain = read_adapter_config(folder), LoraConfig().to_dict()
-    strange = {key: value for key, value in raw.items() if key not in _CARRIED and value and value != plain.get(key)}
-    start = raw.get("init_lora_weights", True)
-    if start not in _STARTS:
-        strange = {"init_lora_weights": start}
-    if strange:
+    if strange := strange_settings(read_adapter_config(folder)):
         raise UserError(
             "an adapter of this kind cannot be continued faithfully",
             where=str(folder / CONFIG_FILE),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +146,7 @@ class Job:
             "base_model": {"name": self.base.name, "kind": self.base.kind, "fingerprint": self.base_fingerprint},
             "data_files": self.data.files,
         }
-        return found | {"continued_from": asdict(self.origin)} if self.origin else found
+        return found | {"continued_from": self.origin.note()} if self.origin else found
 
 
 def prepare_job(
