@@ -125,7 +125,9 @@ def _is_sharegpt(row: Mapping[str, Any]) -> bool:
 
 
 def _read_messages(row: Mapping[str, Any]) -> list[Message]:
-    return _read_turns(row["messages"], "messages", "role", "content")
+    """Read turns; a column `system` beside them counts where they do not begin with one."""
+    messages = _read_turns(row["messages"], "messages", "role", "content")
+    return messages if messages[0].role == "system" else _with_system(row.get("system"), "system", messages)
 
 
 def _read_chatglm3(row: Mapping[str, Any]) -> list[Message]:

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from tuneloom.data.arrow_values import row_restorer
 from tuneloom.data.row import MAX_ROW_CHARS, Row, RowError, too_large
 from tuneloom.errors import UserError, excerpt
 from tuneloom.types import Location
@@ -203,16 +204,17 @@ def arrow_rows(shown: str, file: Path) -> Iterator[Row]:
 
 def _plain_rows(batch: RecordBatch) -> Iterator[tuple[Any, RowError | None]]:
     """Yield a batch's rows without nulls, which stand where a map of another row has a key."""
+    restored = row_restorer(batch.schema)
     try:
         rows = batch.to_pylist() if batch.nbytes <= MAX_ROW_CHARS else None
     except (ValueError, ArithmeticError, LookupError):
         rows = None
     if rows is not None:
-        yield from ((_without_nulls(row), None) for row in rows)
+        yield from ((restored(_without_nulls(row)), None) for row in rows)
         return
     for i in range(batch.num_rows):
         try:
-            yield _without_nulls(_plain_row(batch.slice(i, 1))), None
+            yield restored(_without_nulls(_plain_row(batch.slice(i, 1)))), None
         except RowError as error:
             yield None, error
 
