@@ -34,11 +34,11 @@ _ROLE_TAGS = {
 }
 _MEDIA = ("images", "videos", "audios")
 _PREFERENCE = ("chosen", "rejected", "kto_tag")
-_COLUMN_KEYS = (*_ALPACA_COLUMNS, "messages", *_COMMON_COLUMNS, *_MEDIA, *_PREFERENCE)
-_TAG_KEYS = ("role_tag", "content_tag", *_ROLE_TAGS)
+COLUMN_KEYS = (*_ALPACA_COLUMNS, "messages", *_COMMON_COLUMNS, *_MEDIA, *_PREFERENCE)
+TAG_KEYS = ("role_tag", "content_tag", *_ROLE_TAGS)
 _HUBS = {"hf_hub_url": "", "ms_hub_url": MODELSCOPE}
 _PLACES = ("file_name", *_HUBS, "om_hub_url", "script_url", "cloud_file_name")
-_KEYS = (*_PLACES, "formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags", "file_sha1")
+KEYS = (*_PLACES, "formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags", "file_sha1")
 """`file_sha1` is of older versions, which only warned where it differed; it is passed over."""
 
 
@@ -137,8 +137,8 @@ def _read(file: Path) -> dict[str, Any]:
 def _entry(entry: object, folder: Path, where: str) -> Entry:
     if not isinstance(entry, dict):
         raise UserError("the entry is not a map", where=where, got=excerpt(entry), expected="{file_name: ...}")
-    _refuse_unknown(entry, _KEYS, where, "")
-    columns, tags = _names(entry, "columns", _COLUMN_KEYS, where), _names(entry, "tags", _TAG_KEYS, where)
+    _refuse_unknown(entry, KEYS, where, "")
+    columns, tags = _names(entry, "columns", COLUMN_KEYS, where), _names(entry, "tags", TAG_KEYS, where)
     _refuse_other_data(entry, columns, where)
     formatting = entry.get("formatting") or "alpaca"
     if formatting not in _FORMATTINGS:
