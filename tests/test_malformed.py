@@ -194,6 +194,9 @@ BAD_ROWS: list[tuple[str, object, str, str]] = [
     ("a tool call's arguments hold NaN", call(arguments={"x": float("nan")}), f"{CALL}.arguments", "cannot be written as JSON"),
     ("a tool call's arguments are JSON text with Infinity",
      call(arguments='{"x": Infinity}'), f"{CALL}.arguments", "cannot be written as JSON"),
+    ("a tool call's arguments hold a NUL", call(arguments={"x": ["a\0"]}), f"{CALL}.arguments", NUL),
+    ("a name in a tool call's arguments holds a NUL", call(arguments={"x\0": 1}), f"{CALL}.arguments", NUL),
+    ("a tool call's arguments are JSON text with a NUL escape", call(arguments=r'{"x": "\\\u0000"}'), f"{CALL}.arguments", NUL),
     ("a tool call's id is a number",
      openai(ASKED, ANSWERED, tool_calls=[{"id": 3, "function": TRUE_CALL}]), "messages[1].tool_calls[0].id", NO_TEXT),
     ("a user calls a tool",
@@ -212,6 +215,7 @@ BAD_ROWS: list[tuple[str, object, str, str]] = [
     ("a tool has no name", tools([{"description": "d"}]), "tools[0]", "a tool without a name"),
     ("the second tool's name is blanks", tools([{"name": "f"}, {"name": " "}]), "tools[1]", "a tool without a name"),
     ("a tool's parameters hold NaN", tools([{"name": "f", "parameters": float("nan")}]), "tools", "cannot be written as JSON"),
+    ("a tool's description holds a NUL", tools([{"name": "f", "description": "d\0"}]), "tools", NUL),
     ("a tool's description ends in half a character",
      QA[:-1] + r', "tools": [{"name": "f", "description": "\ud83d"}]}', "tools", HALF),
     # ShareGPT
@@ -240,6 +244,7 @@ BAD_ROWS: list[tuple[str, object, str, str]] = [
     ("an observation of ChatGLM3 is a number", chatglm3(observation=23), "conversations[1].observation", NO_TEXT),
     ("an observation of ChatGLM3 holds NaN",
      chatglm3(observation=[float("nan")]), "conversations[1].observation", "cannot be written as JSON"),
+    ("an observation of ChatGLM3 holds a NUL", chatglm3(observation=["a\0"]), "conversations[1].observation", NUL),
     ("a tool of ChatGLM3 has a wrong weight", chatglm3(weight=3), "conversations[1].weight", "wrong weight"),
     ("ChatGLM3 begins with a tool",
      {"conversations": chatglm3()["conversations"][1:]}, "message 1", NO_QUESTION),  # type: ignore[index]
@@ -729,10 +734,7 @@ def assert_every_row_is_accounted_for(report: DataReport) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.says for case in CASES])
-def test_a_malformed_file_is_told_in_full(
-    case: Case, renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TUNELOOM_CACHE", str(tmp_path / "cache"))  # a shared one is looked through at every write
+def test_a_malformed_file_is_told_in_full(case: Case, renderer: Renderer, tmp_path: Path) -> None:
     file = case.write(tmp_path)
     if case.refused:
         with pytest.raises(UserError) as caught:

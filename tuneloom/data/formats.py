@@ -28,6 +28,8 @@ ROLE_NAMES: dict[str, Role] = {
 
 
 _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON text has it; behind another backslash it is only its name
+_NUL = ("holds a NUL byte", "remove it")
 
 TURN_COLUMNS = ("messages", "conversations", "conversation")
 """Columns that hold a whole conversation, the first found counts; a csv file has it as JSON text."""
@@ -298,6 +300,8 @@ def _json_text(value: object, where: str) -> str:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise RowError(where, value, "cannot be written as JSON", "use texts, numbers, lists and maps") from None
+    if "\\u0000" in text and _ESCAPED_NUL.search(text):
+        raise RowError(where, value, *_NUL)
     return check_text(text, where)
 
 
@@ -348,7 +352,7 @@ def check_text(value: object, where: str) -> str:
             raise RowError(where, value, "holds bytes that are not UTF-8", "write it as UTF-8") from None
         raise RowError(where, value, "holds half a character (a lone surrogate)", "write the character whole") from None
     if "\x00" in value:
-        raise RowError(where, value, "holds a NUL byte", "remove it")
+        raise RowError(where, value, *_NUL)
     return value
 
 
