@@ -622,6 +622,22 @@ def not_utf8() -> Any:
     return pa.StringArray.from_buffers(3, pa.py_buffer(offsets), pa.py_buffer(b"a\xff\xfea"))
 
 
+def messages_not_utf8() -> Any:
+    """Three rows of messages; the second's answer is not UTF-8."""
+    said = pa.array([b"q", b"a", b"q", b"\xe9t\xe9", b"q", b"a"], pa.binary()).view(pa.string())
+    roles = pa.array(["user", "assistant"] * 3)
+    return pa.ListArray.from_arrays([0, 2, 4, 6], pa.StructArray.from_arrays([roles, said], names=["role", "content"]))
+
+
+def shared_not_utf8() -> Any:
+    return pa.ListArray.from_arrays([0, 3], pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), not_utf8()))
+
+
+def maps_not_utf8() -> Any:
+    """Three maps of lists of texts; the second holds one that is not UTF-8."""
+    return pa.MapArray.from_arrays([0, 1, 2, 3], pa.array(["k"] * 3), pa.LargeListArray.from_arrays([0, 1, 2, 3], not_utf8()))
+
+
 def pointing_beyond(columns: dict[str, Any], file: Path) -> None:
     """Write a stream in which the second of three texts of one letter goes on beyond all there is."""
     write_stream(pa.table(columns), file)
@@ -676,6 +692,10 @@ def columnar(suffix: str) -> list[Case]:
              table_of({"messages": [ROLES, None], "prompt": [None, "q"], "completion": [None, "a"]}), usable=2),
         Case(f"{kind} text that is not UTF-8", name, table_of(PLAIN | {"completion": not_utf8()}),
              [(2, "completion", BROKEN_BYTES)], 2),
+        Case(f"{kind} text within messages that is not UTF-8", name, table_of({"messages": messages_not_utf8()}),
+             [(2, "messages", BROKEN_BYTES)], 2),
+        Case(f"{kind} text within lists and maps that is not UTF-8", name, table_of(PLAIN | {"maps": maps_not_utf8()}),
+             [(2, "maps", BROKEN_BYTES)], 2),
         Case(f"{kind} times that no calendar has", name,
              table_of(PLAIN | {"when": pa.array([1, 2**62, 1], pa.timestamp("us", "No/Where"))}),
              usable=3),
@@ -695,8 +715,9 @@ COLUMNAR = [
          refused="not a whole arrow file"),
     Case("an arrow text in a message that goes on beyond the file", "rows.arrow",
          partial(pointing_beyond, {"messages": [[{"content": "q"}]] * 3}), refused="not a whole arrow file"),
-    Case("an arrow text in a list that is not UTF-8", "rows.arrow",
-         table_of({"messages": pa.ListArray.from_arrays([0, 3], not_utf8())}), refused="not a whole arrow file"),
+    Case("an arrow text that many messages share and is not UTF-8", "rows.arrow",
+         table_of({"messages": shared_not_utf8()}),
+         refused="not a whole arrow file"),
     Case("an arrow stream", "rows.arrow", partial(write_stream, pa.table(PLAIN)), usable=3),
     Case("an arrow file named parquet", "rows.parquet", partial(write_arrow, pa.table(PLAIN)),
          refused="not a whole parquet file"),

@@ -16,7 +16,7 @@ from tuneloom.errors import UserError, excerpt
 from tuneloom.types import Location
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
+    from pyarrow import DataType, RecordBatch
     from pyarrow.parquet import FileMetaData
 
 _ROWS_A_BATCH = 256
@@ -292,12 +292,28 @@ def _require_whole(batch: RecordBatch) -> None:
     """Require that nothing in a batch points beyond its buffers, which reading it would follow.
 
     Raises:
-        pyarrow.ArrowInvalid: something does, or a text within a list or map is not UTF-8.
+        pyarrow.ArrowInvalid: something does, or a text that many rows share is not UTF-8.
     """
-    import pyarrow
-
     batch.validate()
-    as_bytes = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
     for column in batch.columns:
-        kind = as_bytes.get(column.type)  # a column's text that is not UTF-8 is a fault of its row
-        (column.view(kind) if kind else column).validate(full=True)
+        kind = _as_bytes(column.type)  # a text that is not UTF-8 is a fault of its row
+        (column if kind == column.type else column.view(kind)).validate(full=True)
+
+
+def _as_bytes(kind: DataType) -> DataType:
+    """Return a type with bytes instead of texts, within lists and maps too."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pyarrow.map_(_as_bytes(kind.key_type), _as_bytes(kind.item_type))
+    if types.is_list(kind):
+        return pyarrow.list_(_as_bytes(kind.value_type))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(_as_bytes(kind.value_type))
+    if types.is_fixed_size_list(kind):
+        return pyarrow.list_(_as_bytes(kind.value_type), kind.list_size)
+    texts = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    return texts.get(kind, kind)
