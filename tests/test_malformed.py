@@ -646,6 +646,14 @@ def pointing_beyond(columns: dict[str, Any], file: Path) -> None:
     file.write_bytes(file.read_bytes().replace(*offsets))
 
 
+def claiming(num_bytes: int, texts: Any, file: Path) -> None:
+    """Write a compressed file of which a text of 5,003 bytes says that it unpacks to so much."""
+    write_arrow(pa.table({"prompt": ["q"], "completion": texts}), file)
+    true, claimed = (number.to_bytes(8, "little") + b"\x28\xb5\x2f\xfd" for number in (5003, num_bytes))
+    assert file.read_bytes().count(true) == 1
+    file.write_bytes(file.read_bytes().replace(true, claimed))
+
+
 def two_of_one_name() -> Any:
     names = ["prompt", "prompt", "completion"]
     return pa.Table.from_arrays([pa.array(["q"]), pa.array(["r"]), pa.array(["a"])], names=names)
@@ -704,6 +712,7 @@ def columnar(suffix: str) -> list[Case]:
     ]  # fmt: skip
 
 
+LONG_TEXT = pa.array(["x" * 5003])
 COLUMNAR = [
     *columnar(".parquet"),
     *columnar(".arrow"),
@@ -717,6 +726,12 @@ COLUMNAR = [
          partial(pointing_beyond, {"messages": [[{"content": "q"}]] * 3}), refused="not a whole arrow file"),
     Case("an arrow text that many messages share and is not UTF-8", "rows.arrow",
          table_of({"messages": shared_not_utf8()}),
+         refused="not a whole arrow file"),
+    Case("a compressed arrow text that claims a tebibyte", "rows.arrow", partial(claiming, 1 << 40, LONG_TEXT),
+         refused="a batch of the data file is too large to unpack"),
+    Case("a compressed arrow text that rows share and that claims a tebibyte", "rows.arrow",
+         partial(claiming, 1 << 40, LONG_TEXT.dictionary_encode()), refused="a batch of the data file is too large to unpack"),
+    Case("a compressed arrow text that claims more than it has", "rows.arrow", partial(claiming, 10_000, LONG_TEXT),
          refused="not a whole arrow file"),
     Case("an arrow stream", "rows.arrow", partial(write_stream, pa.table(PLAIN)), usable=3),
     Case("an arrow file named parquet", "rows.parquet", partial(write_arrow, pa.table(PLAIN)),

@@ -10,13 +10,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from tuneloom.data.arrow_claims import claimed_bytes
 from tuneloom.data.arrow_values import row_restorer
 from tuneloom.data.row import MAX_ROW_CHARS, Row, RowError, too_large
 from tuneloom.errors import UserError, excerpt
 from tuneloom.types import Location
 
 if TYPE_CHECKING:
-    from pyarrow import DataType, RecordBatch
+    from pyarrow import DataType, MemoryMappedFile, RecordBatch
     from pyarrow.parquet import FileMetaData
 
 _ROWS_A_BATCH = 256
@@ -187,7 +188,7 @@ def arrow_rows(shown: str, file: Path) -> Iterator[Row]:
 
     number = 0
     try:
-        for batch in _parquet_batches(shown, file) if file.suffix.lower() == ".parquet" else _arrow_batches(file):
+        for batch in _parquet_batches(shown, file) if file.suffix.lower() == ".parquet" else _arrow_batches(shown, file):
             if not number:
                 _refuse_twice(shown, batch.schema.names)
             for values in _plain_rows(batch):
@@ -272,10 +273,12 @@ def _refuse_large_groups(shown: str, metadata: FileMetaData) -> None:
             )
 
 
-def _arrow_batches(file: Path) -> Iterator[RecordBatch]:
+def _arrow_batches(shown: str, file: Path) -> Iterator[RecordBatch]:
     import pyarrow
 
     with pyarrow.memory_map(str(file)) as mapped:
+        _refuse_large_batches(shown, mapped)
+        mapped.seek(0)
         try:
             opened = pyarrow.ipc.open_file(mapped)
             batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
@@ -286,6 +289,19 @@ def _arrow_batches(file: Path) -> Iterator[RecordBatch]:
             _require_whole(batch)
             for start in range(0, batch.num_rows, _ROWS_A_BATCH):
                 yield batch.slice(start, _ROWS_A_BATCH)
+
+
+def _refuse_large_batches(shown: str, mapped: MemoryMappedFile) -> None:
+    """Refuse compressed batches that would be unpacked at once into more memory than rows should need."""
+    for num_bytes in claimed_bytes(mapped):
+        if num_bytes > _MAX_GROUP_BYTES:
+            raise UserError(
+                "a batch of the data file is too large to unpack",
+                where=shown,
+                got=f"{num_bytes >> 20:,} MiB",
+                expected=f"at most {_MAX_GROUP_BYTES >> 20} MiB",
+                mend="write it in smaller batches, without compression, or as Parquet",
+            )
 
 
 def _require_whole(batch: RecordBatch) -> None:
