@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tuneloom.data.arrow_claims import claimed_bytes
-from tuneloom.data.arrow_values import row_restorer
+from tuneloom.data.arrow_values import Restore, row_restorer
 from tuneloom.data.row import MAX_ROW_CHARS, Row, RowError, too_large
 from tuneloom.errors import UserError, excerpt
 from tuneloom.types import Location
@@ -186,12 +186,13 @@ def arrow_rows(shown: str, file: Path) -> Iterator[Row]:
     """
     import pyarrow
 
-    number = 0
+    number, restored = 0, None
     try:
         for batch in _parquet_batches(shown, file) if file.suffix.lower() == ".parquet" else _arrow_batches(shown, file):
-            if not number:
+            if restored is None:
                 _refuse_twice(shown, batch.schema.names)
-            for values in _plain_rows(batch):
+                restored = row_restorer(batch.schema)
+            for values in _plain_rows(batch, restored):
                 number += 1
                 yield Row(Location(shown, number), *values)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -203,9 +204,8 @@ def arrow_rows(shown: str, file: Path) -> Iterator[Row]:
         ) from error
 
 
-def _plain_rows(batch: RecordBatch) -> Iterator[tuple[Any, RowError | None]]:
+def _plain_rows(batch: RecordBatch, restored: Restore) -> Iterator[tuple[Any, RowError | None]]:
     """Yield a batch's rows without nulls, which stand where a map of another row has a key."""
-    restored = row_restorer(batch.schema)
     try:
         rows = batch.to_pylist() if batch.nbytes <= MAX_ROW_CHARS else None
     except (ValueError, ArithmeticError, LookupError):
