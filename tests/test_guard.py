@@ -118,7 +118,10 @@ def wait_for_steps(run: RunDirectory, process: subprocess.Popen[str], number: in
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],  # SIGTERM: within this process, test_resume
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],  # SIGTERM: within this process, test_resume
     ids=["SIGINT", "SIGTERM"],
 )
 def test_a_first_signal_ends_a_process_with_a_checkpoint_and_its_code(
