@@ -1,6 +1,6 @@
 """How fast and in how much memory dialogues are read, checked and rendered.
 
-    python benchmarks/data_speed.py [--dialogues 100000] [--suffix .jsonl] [--model smollm2-135m-instruct]
+    python benchmarks/data_speed.py [--dialogues 100000] [--format jsonl|json|parquet] [--model smollm2-135m-instruct]
 
 Dialogues are put together from the sentences of the built-in sets, one to four turns each. Two fresh
 processes do the work, the first with an empty cache. Memory is what the process and those that it starts grew
@@ -33,10 +33,10 @@ def main() -> None:
         work(Path(arguments.work), arguments.model)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / f"dialogues{arguments.suffix}"
+        file = Path(scratch) / f"dialogues.{arguments.format}"
         make_dialogues(file, arguments.dialogues)
         size = file.stat().st_size
-        print(f"{arguments.dialogues:,} dialogues, {size / MIB:.1f} MiB of {arguments.suffix[1:]}")
+        print(f"{arguments.dialogues:,} dialogues, {size / MIB:.1f} MiB of {arguments.format}")
         from tuneloom.models.source import resolve_model
 
         folder = resolve_model(arguments.model).folder
@@ -137,7 +137,7 @@ def make_dialogues(file: Path, count: int) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dialogues", type=int, default=100_000)
-    parser.add_argument("--suffix", choices=(".jsonl", ".json", ".parquet"), default=".jsonl")
+    parser.add_argument("--format", choices=("jsonl", "json", "parquet"), default="jsonl")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import tuneloom
 from tuneloom.cli.main import app
 from tuneloom.config.schema import EMBEDDED_MODEL, DataConfig, SourceConfig
+from tuneloom.data.dataset_info import COLUMN_KEYS, KEYS, TAG_KEYS
 from tuneloom.data.formats import FORMATS, ROLE_NAMES
 from tuneloom.data.read import SUFFIXES
 from tuneloom.errors import TuneloomError
@@ -154,6 +155,7 @@ def test_the_data_pages_figures_are_the_embedded_models(tmp_path: Path, monkeypa
 def test_the_data_page_names_every_suffix_format_role_and_key() -> None:
     text = DATA_PAGE.read_text(encoding="utf-8")
     names = [*SUFFIXES, *ROLE_NAMES, *SourceConfig.model_fields, *DataConfig.model_fields, *TrainOn, *Overflow]
+    names += [*KEYS, *COLUMN_KEYS, *TAG_KEYS]
     assert [name for name in names if f"`{name}`" not in text] == []
     assert [name for name, *_ in FORMATS if f"**{name}" not in text] == []
 

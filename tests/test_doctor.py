@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from tuneloom.cli.main import app
 from tuneloom.doctor import machine
-from tuneloom.doctor.abilities import examine_abilities
+from tuneloom.doctor.abilities import Ability, examine_abilities
 from tuneloom.doctor.examine import examine
 from tuneloom.doctor.hub import Hub, examine_hub
 from tuneloom.doctor.machine import examine_memory, examine_place
@@ -281,6 +282,21 @@ def test_offline_means_that_nothing_is_asked(name: str, online: None, monkeypatc
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     hub = examine_hub()
     assert (hub.offline, hub.reachable) == (name, None)
+
+
+def test_sets_of_the_hub_need_their_client_and_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hub_sets(hub: Hub) -> Ability:
+        return next(ability for ability in examine_abilities(hub, "not looked at") if ability.what == "hub datasets")
+
+    offline, online = hub_sets(OFFLINE_HUB), hub_sets(Hub("https://hub.test", None, True, "answered in 0.1 s"))
+    assert (offline.works, offline.mend) == (False, "unset HF_HUB_OFFLINE")
+    assert (online.works, online.mend) == (True, None)
+    assert re.fullmatch(r"datasets [\d.]+; https://hub.test answered in 0.1 s", online.why)
+    silent = hub_sets(Hub("https://hub.test", None, False, "no answer within 3 s"))
+    assert not silent.works
+    assert "HF_ENDPOINT" in str(silent.mend)
+    monkeypatch.setattr("tuneloom.doctor.abilities.installed_version", lambda name: None)
+    assert hub_sets(OFFLINE_HUB) == Ability("hub datasets", False, "datasets is not installed", "pip install 'tuneloom[hub]'")
 
 
 def test_what_is_missing_says_what_to_install() -> None:

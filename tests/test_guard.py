@@ -116,32 +116,34 @@ def wait_for_steps(run: RunDirectory, process: subprocess.Popen[str], number: in
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],  # SIGTERM: within this process, test_resume
+    ids=["SIGINT", "SIGTERM"],
+)
 def test_a_first_signal_ends_a_process_with_a_checkpoint_and_its_code(
-    tiny_model: Path, rows_file: Path, tmp_path: Path
+    number: signal.Signals, code: int, tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:
-    codes = {signal.SIGINT: 130, signal.SIGTERM: 143}
-    processes = {}
-    for number in codes:
-        config = tiny_config(tiny_model, rows_file, tmp_path, {"training.max_steps": 100_000})
-        config = config.model_copy(update={"name": number.name})
-        file = tmp_path / f"{number.name}.yaml"
-        file.write_text(dump_config(config), encoding="utf-8")
-        command = [sys.executable, "-m", "tuneloom", "finetune", str(file)]
-        processes[number] = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+    file = tmp_path / "config.yaml"
+    config = tiny_config(tiny_model, rows_file, tmp_path, {"training.max_steps": 100_000})
+    file.write_text(dump_config(config), encoding="utf-8")
+    command = [sys.executable, "-m", "tuneloom", "finetune", str(file)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    run = RunDirectory(tmp_path / config.name)
     try:
-        for number, process in processes.items():
-            run = RunDirectory(tmp_path / number.name)
-            wait_for_steps(run, process, 2)
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=60)
-            assert process.returncode == codes[number], errors
-            (step,) = run.checkpoints()
-            assert verify_checkpoint(run.checkpoint(step)) is None
-            assert f"tuneloom: interrupted by {number.name}; kept: checkpoint-{step}" in errors
-            assert "Traceback" not in errors
-            assert (run.read_json("state.json") or {})["phase"] == "interrupted"
+        wait_for_steps(run, process, 2)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     finally:
-        for process in processes.values():
-            process.kill()
+        process.kill()
+    assert process.returncode == code, errors
+    (step,) = run.checkpoints()
+    assert verify_checkpoint(run.checkpoint(step)) is None
+    assert f"tuneloom: interrupted by {number.name}; kept: checkpoint-{step}" in errors
+    assert "Traceback" not in errors
+    assert (run.read_json("state.json") or {})["phase"] == "interrupted"

@@ -194,6 +194,9 @@ BAD_ROWS: list[tuple[str, object, str, str]] = [
     ("a tool call's arguments hold NaN", call(arguments={"x": float("nan")}), f"{CALL}.arguments", "cannot be written as JSON"),
     ("a tool call's arguments are JSON text with Infinity",
      call(arguments='{"x": Infinity}'), f"{CALL}.arguments", "cannot be written as JSON"),
+    ("a tool call's arguments hold a NUL", call(arguments={"x": ["a\0"]}), f"{CALL}.arguments", NUL),
+    ("a name in a tool call's arguments holds a NUL", call(arguments={"x\0": 1}), f"{CALL}.arguments", NUL),
+    ("a tool call's arguments are JSON text with a NUL escape", call(arguments=r'{"x": "\\\u0000"}'), f"{CALL}.arguments", NUL),
     ("a tool call's id is a number",
      openai(ASKED, ANSWERED, tool_calls=[{"id": 3, "function": TRUE_CALL}]), "messages[1].tool_calls[0].id", NO_TEXT),
     ("a user calls a tool",
@@ -212,6 +215,7 @@ BAD_ROWS: list[tuple[str, object, str, str]] = [
     ("a tool has no name", tools([{"description": "d"}]), "tools[0]", "a tool without a name"),
     ("the second tool's name is blanks", tools([{"name": "f"}, {"name": " "}]), "tools[1]", "a tool without a name"),
     ("a tool's parameters hold NaN", tools([{"name": "f", "parameters": float("nan")}]), "tools", "cannot be written as JSON"),
+    ("a tool's description holds a NUL", tools([{"name": "f", "description": "d\0"}]), "tools", NUL),
     ("a tool's description ends in half a character",
      QA[:-1] + r', "tools": [{"name": "f", "description": "\ud83d"}]}', "tools", HALF),
     # ShareGPT
@@ -240,6 +244,7 @@ BAD_ROWS: list[tuple[str, object, str, str]] = [
     ("an observation of ChatGLM3 is a number", chatglm3(observation=23), "conversations[1].observation", NO_TEXT),
     ("an observation of ChatGLM3 holds NaN",
      chatglm3(observation=[float("nan")]), "conversations[1].observation", "cannot be written as JSON"),
+    ("an observation of ChatGLM3 holds a NUL", chatglm3(observation=["a\0"]), "conversations[1].observation", NUL),
     ("a tool of ChatGLM3 has a wrong weight", chatglm3(weight=3), "conversations[1].weight", "wrong weight"),
     ("ChatGLM3 begins with a tool",
      {"conversations": chatglm3()["conversations"][1:]}, "message 1", NO_QUESTION),  # type: ignore[index]
@@ -617,12 +622,36 @@ def not_utf8() -> Any:
     return pa.StringArray.from_buffers(3, pa.py_buffer(offsets), pa.py_buffer(b"a\xff\xfea"))
 
 
+def messages_not_utf8() -> Any:
+    """Three rows of messages; the second's answer is not UTF-8."""
+    said = pa.array([b"q", b"a", b"q", b"\xe9t\xe9", b"q", b"a"], pa.binary()).view(pa.string())
+    roles = pa.array(["user", "assistant"] * 3)
+    return pa.ListArray.from_arrays([0, 2, 4, 6], pa.StructArray.from_arrays([roles, said], names=["role", "content"]))
+
+
+def shared_not_utf8() -> Any:
+    return pa.ListArray.from_arrays([0, 3], pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), not_utf8()))
+
+
+def maps_not_utf8() -> Any:
+    """Three maps of lists of texts; the second holds one that is not UTF-8."""
+    return pa.MapArray.from_arrays([0, 1, 2, 3], pa.array(["k"] * 3), pa.LargeListArray.from_arrays([0, 1, 2, 3], not_utf8()))
+
+
 def pointing_beyond(columns: dict[str, Any], file: Path) -> None:
     """Write a stream in which the second of three texts of one letter goes on beyond all there is."""
     write_stream(pa.table(columns), file)
     offsets = [b"".join(n.to_bytes(4, "little") for n in (0, 1, end, 3)) for end in (2, 1 << 30)]
     assert offsets[0] in file.read_bytes()
     file.write_bytes(file.read_bytes().replace(*offsets))
+
+
+def claiming(num_bytes: int, texts: Any, file: Path) -> None:
+    """Write a compressed file of which a text of 5,003 bytes says that it unpacks to so much."""
+    write_arrow(pa.table({"prompt": ["q"], "completion": texts}), file)
+    true, claimed = (number.to_bytes(8, "little") + b"\x28\xb5\x2f\xfd" for number in (5003, num_bytes))
+    assert file.read_bytes().count(true) == 1
+    file.write_bytes(file.read_bytes().replace(true, claimed))
 
 
 def two_of_one_name() -> Any:
@@ -671,6 +700,10 @@ def columnar(suffix: str) -> list[Case]:
              table_of({"messages": [ROLES, None], "prompt": [None, "q"], "completion": [None, "a"]}), usable=2),
         Case(f"{kind} text that is not UTF-8", name, table_of(PLAIN | {"completion": not_utf8()}),
              [(2, "completion", BROKEN_BYTES)], 2),
+        Case(f"{kind} text within messages that is not UTF-8", name, table_of({"messages": messages_not_utf8()}),
+             [(2, "messages", BROKEN_BYTES)], 2),
+        Case(f"{kind} text within lists and maps that is not UTF-8", name, table_of(PLAIN | {"maps": maps_not_utf8()}),
+             [(2, "maps", BROKEN_BYTES)], 2),
         Case(f"{kind} times that no calendar has", name,
              table_of(PLAIN | {"when": pa.array([1, 2**62, 1], pa.timestamp("us", "No/Where"))}),
              usable=3),
@@ -679,6 +712,7 @@ def columnar(suffix: str) -> list[Case]:
     ]  # fmt: skip
 
 
+LONG_TEXT = pa.array(["x" * 5003])
 COLUMNAR = [
     *columnar(".parquet"),
     *columnar(".arrow"),
@@ -690,8 +724,15 @@ COLUMNAR = [
          refused="not a whole arrow file"),
     Case("an arrow text in a message that goes on beyond the file", "rows.arrow",
          partial(pointing_beyond, {"messages": [[{"content": "q"}]] * 3}), refused="not a whole arrow file"),
-    Case("an arrow text in a list that is not UTF-8", "rows.arrow",
-         table_of({"messages": pa.ListArray.from_arrays([0, 3], not_utf8())}), refused="not a whole arrow file"),
+    Case("an arrow text that many messages share and is not UTF-8", "rows.arrow",
+         table_of({"messages": shared_not_utf8()}),
+         refused="not a whole arrow file"),
+    Case("a compressed arrow text that claims a tebibyte", "rows.arrow", partial(claiming, 1 << 40, LONG_TEXT),
+         refused="a batch of the data file is too large to unpack"),
+    Case("a compressed arrow text that rows share and that claims a tebibyte", "rows.arrow",
+         partial(claiming, 1 << 40, LONG_TEXT.dictionary_encode()), refused="a batch of the data file is too large to unpack"),
+    Case("a compressed arrow text that claims more than it has", "rows.arrow", partial(claiming, 10_000, LONG_TEXT),
+         refused="not a whole arrow file"),
     Case("an arrow stream", "rows.arrow", partial(write_stream, pa.table(PLAIN)), usable=3),
     Case("an arrow file named parquet", "rows.parquet", partial(write_arrow, pa.table(PLAIN)),
          refused="not a whole parquet file"),
@@ -729,10 +770,7 @@ def assert_every_row_is_accounted_for(report: DataReport) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.says for case in CASES])
-def test_a_malformed_file_is_told_in_full(
-    case: Case, renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TUNELOOM_CACHE", str(tmp_path / "cache"))  # a shared one is looked through at every write
+def test_a_malformed_file_is_told_in_full(case: Case, renderer: Renderer, tmp_path: Path) -> None:
     file = case.write(tmp_path)
     if case.refused:
         with pytest.raises(UserError) as caught:

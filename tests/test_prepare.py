@@ -312,6 +312,30 @@ def test_strict_stops_at_the_first_bad_row(write_rows: WriteRows, prepare: Prepa
         prepare(train=str(write_rows([ROWS[0], chat_row("word " * 60, "yes")])), cutoff_len=40, strict=True)
 
 
+def test_problems_are_in_the_files_order_though_reading_is_ahead_of_rendering(write_rows: WriteRows, prepare: Prepare) -> None:
+    long = chat_row("word " * 60, "yes")
+    trailing = {"messages": [*chat_row("q", "a")["messages"], {"role": "user", "content": "more"}]}
+    rows = [ROWS[0], BROKEN, long, trailing, *[BROKEN] * 300, ROWS[1], long, BROKEN]
+    report = prepare(train=str(write_rows(rows)), cutoff_len=40).report
+    lines = [problem.location.line for problem in report.problems]
+    assert lines == [line for line in range(1, len(rows) + 1) if line not in (1, 305)]
+    assert report.dropped_by_reason == {"no answer": 302, "prompt longer than the cutoff": 2}
+
+
+@pytest.mark.parametrize("overflow", ["drop", "error"])
+def test_strict_names_the_first_bad_row_whatever_is_wrong_with_it(
+    overflow: str, write_rows: WriteRows, prepare: Prepare
+) -> None:
+    file = write_rows([ROWS[0], chat_row("q", "word " * 60), BROKEN, ROWS[1]])
+    with pytest.raises(UserError, match="longer than the cutoff") as caught:
+        prepare(train=str(file), cutoff_len=40, overflow=overflow, strict=True)
+    assert (caught.value.where or "").startswith(f"{file}:2")
+    file = write_rows([ROWS[0], BROKEN, chat_row("q", "word " * 60)])
+    with pytest.raises(UserError, match="no answer") as caught:
+        prepare(train=str(file), cutoff_len=40, overflow=overflow, strict=True)
+    assert (caught.value.where or "").startswith(f"{file}:2")
+
+
 def test_equal_conversations_are_counted_and_kept(write_rows: WriteRows, prepare: Prepare) -> None:
     found = prepare(train=[str(write_rows([*ROWS, ROWS[0], ROWS[0]], "a.jsonl")), str(write_rows(ROWS[:3], "b.jsonl"))])
     assert found.report.duplicates == 5

@@ -84,7 +84,7 @@ def stop_in_pass(number: int) -> Callable[[str, dict[str, Any]], None]:
 
 def stopped(config: Config, **how: Any) -> RunDirectory:
     """Run until the signal comes; return the run's directory."""
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(Interrupted, match="SIGTERM") as caught:
         finetune(config, **how)
     assert caught.value.exit_code == 143
     run = RunDirectory(Path(config.output_dir) / "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -280,9 +281,11 @@ def _put(values: dict[str, Any], key: str, value: object, option: str) -> Path_:
 
 def _explain(error: ValidationError, values: Mapping[str, Any], where: Callable[[Path_], str]) -> NoReturn:
     """Turn pydantic's first error into a UserError."""
-    details = _most_telling(error.errors(include_url=False))
+    details = _most_telling(error.errors(include_url=False), values)
     loc = _key_path(details, values)
     place = where(loc)
+    if details["loc"][-1:] == ("[key]",):
+        _refuse_name(details, loc, values, place)
     if details["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
         near = nearest(str(loc[-1]), known)
@@ -304,10 +307,30 @@ def _explain(error: ValidationError, values: Mapping[str, Any], where: Callable[
     ) from None
 
 
-def _most_telling(details: list[ErrorDetails]) -> ErrorDetails:
-    """Pick the error to show: an unknown key first (deepest), else the first one."""
+def _refuse_name(details: ErrorDetails, loc: Path_, values: Mapping[str, Any], place: str) -> NoReturn:
+    """Refuse a key of a map of our names to the file's, such as `columns`."""
+    name, known = str(loc[-1]), re.findall("'(.*?)'", details.get("ctx", {}).get("expected", ""))
+    node: Any = values
+    for part in loc:
+        node = node[part]
+    near = nearest(name, known)
+    mend = f"did you mean `{near}`?" if near else "remove it or correct it"
+    if node in known:
+        mend = f"our name comes first: `{node}: {name}`"
+    raise UserError(f"unknown name `{name}`", where=place, expected=f"one of {', '.join(known)}", mend=mend) from None
+
+
+def _most_telling(details: list[ErrorDetails], values: Mapping[str, Any]) -> ErrorDetails:
+    """Pick the error to show: an unknown key first (deepest), else the first one.
+
+    Where that says only that a list or map should have been something else, the key can hold several kinds of things,
+    and the error deepest inside is meant.
+    """
     extra = [d for d in details if d["type"] == "extra_forbidden"]
-    return max(extra, key=lambda d: len(d["loc"])) if extra else details[0]
+    if extra:
+        return max(extra, key=lambda d: len(d["loc"]))
+    inside = isinstance(details[0]["input"], (dict, list))
+    return max(details, key=lambda d: (len(_key_path(d, values)), d["type"] == "value_error")) if inside else details[0]
 
 
 def _key_path(details: ErrorDetails, values: Mapping[str, Any]) -> Path_:

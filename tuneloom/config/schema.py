@@ -93,8 +93,12 @@ class SourceConfig(Section):
     roles: dict[Literal["system", "user", "assistant", "tool", "function_call"], str] = Field(
         default_factory=dict, description="Our name of a role: its name in the file, e.g. `assistant: agent`."
     )
-    subset: str | None = Field(None, description="Of a hub's set: its configuration.")
-    split: str = Field("train", pattern=r"^[\w.-]+$", description="Of a hub's set: which split.")
+    subset: str | None = Field(None, description="Of a Hugging Face set: its configuration.")
+    split: str = Field(
+        "train",
+        pattern=r"^[\w.-]+$",
+        description="Of a hub's set: which split; on ModelScope, what its files' names begin with.",
+    )
     revision: str | None = Field(None, description="Of a hub's set: branch, tag or commit.")
     replay: Literal["self"] | None = Field(
         None, description="`self`: the base model writes the answers anew before training, so that it keeps its own voice."

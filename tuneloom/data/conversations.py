@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import TypeGuard
 
 from tuneloom.config import SourceConfig
-from tuneloom.data.formats import parse_row
+from tuneloom.data.formats import Parsed, parse_row
 from tuneloom.data.inspect import Inspected, inspect_file
 from tuneloom.data.read import read_rows
 from tuneloom.data.report import SourceReport
 from tuneloom.data.row import Row, RowError
 from tuneloom.data.sources import builtin_file, resolve_source
-from tuneloom.types import Conversation
+from tuneloom.types import Conversation, Location
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _PROBES = ("identity_probes_en", "identity_probes_zh")
@@ -30,11 +31,21 @@ class Read:
         row: its number among the source's conversations, from 0.
         file: index of its file.
         conversation: placeholders filled.
+        repairs: what was repaired in it.
     """
 
     row: int
     file: int
     conversation: Conversation
+    repairs: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A row that is no conversation, and why."""
+
+    location: Location
+    error: RowError
 
 
 class ConversationReader:
@@ -77,6 +88,16 @@ class ConversationReader:
         Raises:
             UserError: a file cannot be read, a row in strict mode.
         """
+        for row in self.read_all(report, on_bytes=on_bytes):
+            if told(row, report, strict):
+                yield row
+
+    def read_all(self, report: SourceReport, *, on_bytes: OnBytes | None = None) -> Iterator[Read | Unusable]:
+        """Yield every row; those that are dropped or repaired are left for `told`, so that one may read ahead.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
         total, before, number = sum(inspected.num_bytes for inspected in self.inspected), 0, 0
         for file, ((shown, path), inspected) in enumerate(zip(self.files, self.inspected, strict=True)):
             start = before
@@ -90,11 +111,11 @@ class ConversationReader:
                     return
                 report.read += 1
                 try:
-                    conversation = self._parsed(row, report)
+                    parsed = self._parsed(row, report)
                 except RowError as error:
-                    report.drop(row.location, error, strict)
+                    yield Unusable(row.location, error)
                     continue
-                yield Read(number, file, conversation)
+                yield Read(number, file, parsed.conversation, parsed.repairs)
                 number += 1
             before += inspected.num_bytes
             on_position(inspected.num_bytes)
@@ -110,18 +131,16 @@ class ConversationReader:
             if read.row == last:
                 return
 
-    def _parsed(self, row: Row, report: SourceReport) -> Conversation:
+    def _parsed(self, row: Row, report: SourceReport) -> Parsed:
         if row.error is not None:
             raise row.error
         parsed = parse_row(row.value, row.location, self.shape)
         report.formats[parsed.format] += 1
-        for what in parsed.repairs:
-            report.repair(row.location, what)
         conversation = self._filled(parsed.conversation, report)
         for message in conversation.messages:
             if message.role == "user" and message.content.strip().casefold() in held_out_probes():
                 report.leaked_probes.setdefault(message.content.strip(), str(row.location))
-        return conversation
+        return replace(parsed, conversation=conversation)
 
     def _filled(self, conversation: Conversation, report: SourceReport) -> Conversation:
         """Fill `{{name}}`-like placeholders from data.variables."""
@@ -135,6 +154,21 @@ class ConversationReader:
 
         messages = tuple(replace(m, content=_PLACEHOLDER.sub(value, m.content)) for m in conversation.messages)
         return replace(conversation, messages=messages)
+
+
+def told(row: Read | Unusable, report: SourceReport, strict: bool = False) -> TypeGuard[Read]:
+    """Tell the report of a row's repairs, or that it is dropped; return whether it is a conversation.
+
+    Raises:
+        UserError: it is none, in strict mode.
+    """
+    if isinstance(row, Unusable):
+        report.drop(row.location, row.error, strict)
+        return False
+    for what in row.repairs:
+        assert row.conversation.location is not None
+        report.repair(row.conversation.location, what)
+    return True
 
 
 @cache

@@ -28,6 +28,8 @@ ROLE_NAMES: dict[str, Role] = {
 
 
 _BROKEN_BYTE = re.compile("[\udc80-\udcff]")
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON text has it; behind another backslash it is only its name
+_NUL = ("holds a NUL byte", "remove it")
 
 TURN_COLUMNS = ("messages", "conversations", "conversation")
 """Columns that hold a whole conversation, the first found counts; a csv file has it as JSON text."""
@@ -125,7 +127,9 @@ def _is_sharegpt(row: Mapping[str, Any]) -> bool:
 
 
 def _read_messages(row: Mapping[str, Any]) -> list[Message]:
-    return _read_turns(row["messages"], "messages", "role", "content")
+    """Read turns; a column `system` beside them counts where they do not begin with one."""
+    messages = _read_turns(row["messages"], "messages", "role", "content")
+    return messages if messages[0].role == "system" else _with_system(row.get("system"), "system", messages)
 
 
 def _read_chatglm3(row: Mapping[str, Any]) -> list[Message]:
@@ -296,6 +300,8 @@ def _json_text(value: object, where: str) -> str:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise RowError(where, value, "cannot be written as JSON", "use texts, numbers, lists and maps") from None
+    if "\\u0000" in text and _ESCAPED_NUL.search(text):
+        raise RowError(where, value, *_NUL)
     return check_text(text, where)
 
 
@@ -346,7 +352,7 @@ def check_text(value: object, where: str) -> str:
             raise RowError(where, value, "holds bytes that are not UTF-8", "write it as UTF-8") from None
         raise RowError(where, value, "holds half a character (a lone surrogate)", "write the character whole") from None
     if "\x00" in value:
-        raise RowError(where, value, "holds a NUL byte", "remove it")
+        raise RowError(where, value, *_NUL)
     return value
 
 

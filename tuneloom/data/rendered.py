@@ -9,7 +9,7 @@ import gc
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tuneloom.cache import cache_subfolder
 from tuneloom.config import DataConfig
-from tuneloom.data.conversations import ConversationReader, OnBytes, Read
+from tuneloom.data.conversations import ConversationReader, OnBytes, Read, Unusable, told
 from tuneloom.data.render import Batch, Renderer
 from tuneloom.data.row import RowError
 from tuneloom.data.samples import Made, digest_of, samples_of
@@ -54,9 +54,12 @@ def _write(
     on_bytes: OnBytes | None,
 ) -> SampleStore:
     report = reader.new_report()
-    rows = reader.read(report, strict=strict, on_bytes=on_bytes)
+    rows = reader.read_all(report, on_bytes=on_bytes)
     with StoreWriter(folder) as writer, _collecting_what_is_new():
         for read, made in _made(rows, config, renderer):
+            if not told(read, report, strict):
+                continue
+            assert made is not None
             if isinstance(made, RowError):
                 report.num_answer_tokens_dropped += made.answer_tokens
                 assert read.conversation.location is not None
@@ -74,16 +77,23 @@ def _write(
         return writer.publish(report)
 
 
-def _made(rows: Iterator[Read], config: DataConfig, renderer: Renderer) -> Iterator[tuple[Read, Made | RowError]]:
+_Rows = list[Read | Unusable]
+_Ids = Mapping[str, list[int]]
+
+
+def _made(
+    rows: Iterator[Read | Unusable], config: DataConfig, renderer: Renderer
+) -> Iterator[tuple[Read | Unusable, Made | RowError | None]]:
     """Yield (row, what was made of it) in order; one batch's text is encoded while the next one is rendered."""
 
-    def finished(batch: list[Read], begun: Batch, ids: Future[dict[str, list[int]]]) -> Iterator[tuple[Read, Made | RowError]]:
-        return zip(batch, samples_of(begun, ids.result(), config, renderer), strict=True)
+    def finished(batch: _Rows, begun: Batch, ids: Future[_Ids]) -> Iterator[tuple[Read | Unusable, Made | RowError | None]]:
+        made = samples_of(begun, ids.result(), config, renderer)
+        return ((row, next(made) if isinstance(row, Read) else None) for row in batch)
 
     with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
-        ahead: deque[tuple[list[Read], Batch, Future[dict[str, list[int]]]]] = deque()
+        ahead: deque[tuple[_Rows, Batch, Future[_Ids]]] = deque()
         while batch := list(islice(rows, _ROWS_A_BATCH)):
-            begun = renderer.begin([read.conversation for read in batch], config.train_on)
+            begun = renderer.begin([row.conversation for row in batch if isinstance(row, Read)], config.train_on)
             ahead.append((batch, begun, thread.submit(renderer.encode_batch, begun)))
             if len(ahead) > 1:
                 yield from finished(*ahead.popleft())

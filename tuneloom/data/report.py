@@ -207,9 +207,13 @@ def length_statistics(lengths: NDArray[Any], num_supervised_tokens: int) -> dict
 
 
 def length_histogram(lengths: NDArray[Any]) -> list[dict[str, int]]:
-    """Return how many lengths lie in each of about ten ranges of round borders: `from` <= length < `to`."""
+    """Return how many lengths lie in each of about ten ranges of round borders: `from` <= length < `to`.
+
+    Of few different lengths there are fewer ranges, so that most of them hold something.
+    """
     lowest, highest = int(lengths.min()), int(lengths.max())
-    step = next(step for step in _steps() if (highest - lowest) // step < 12)
+    most_ranges = min(12, 2 * len(np.unique(lengths)))
+    step = next(step for step in _steps() if highest // step - lowest // step < most_ranges)
     edges: Sequence[int] = range(lowest // step * step, highest + step + 1, step)
     counts, _ = np.histogram(lengths, np.array(edges))
     ranges = zip(edges, edges[1:], counts, strict=False)

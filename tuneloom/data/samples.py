@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -34,18 +34,16 @@ def make_samples(conversations: Sequence[Conversation], config: DataConfig, rend
         UserError: one is too long and overflow is `error`.
     """
     batch = renderer.begin(conversations, config.train_on)
-    return samples_of(batch, renderer.encode_batch(batch), config, renderer)
+    return list(samples_of(batch, renderer.encode_batch(batch), config, renderer))
 
 
-def samples_of(batch: Batch, ids: Mapping[str, list[int]], config: DataConfig, renderer: Renderer) -> list[Made | RowError]:
-    """Do the last part of `make_samples`, after `Renderer.begin` and `Renderer.encode_batch`."""
-    made: list[Made | RowError] = []
+def samples_of(batch: Batch, ids: Mapping[str, list[int]], config: DataConfig, renderer: Renderer) -> Iterator[Made | RowError]:
+    """Do the last part of `make_samples`, one by one, after `Renderer.begin` and `Renderer.encode_batch`."""
     for row, layout in zip(batch.rows, renderer.finish(batch, ids), strict=True):
         try:
-            made.append(layout if isinstance(layout, RowError) else _sample(row.conversation, layout, config, renderer))
+            yield layout if isinstance(layout, RowError) else _sample(row.conversation, layout, config, renderer)
         except RowError as error:
-            made.append(error)
-    return made
+            yield error
 
 
 def _sample(conversation: Conversation, layout: Layout, config: DataConfig, renderer: Renderer) -> Made:

@@ -241,13 +241,39 @@ def _mapped(file: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.memmap(file, dtype, mode="r")
 
 
+_num_bytes_estimated: dict[Path, int] = {}
+"""Of the stores in a cache folder: measured once, and since then what this process added."""
+
+
 def _evict(folder: Path, keep: Path) -> None:
-    """Remove the stores unused for longest while all of them are over the limit."""
-    found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".") and path != keep]
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in found}
-    over = sum(sizes.values()) - MAX_CACHE_BYTES
-    for path in sorted(found, key=lambda path: path.stat().st_mtime):
-        if over <= 0:
-            return
-        over -= sizes[path]
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove the stores unused for longest while all of them are over the limit; they are measured only when they may be."""
+    known = _num_bytes_estimated.get(folder)
+    if known is not None:
+        _num_bytes_estimated[folder] = known = known + _num_bytes(keep)
+    if known is not None and known <= MAX_CACHE_BYTES:
+        return
+    stores = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    sizes = {path: _num_bytes(path) for path in stores}
+    total = sum(sizes.values())
+    if total > MAX_CACHE_BYTES:
+        for path in sorted((path for path in stores if path != keep), key=_last_used):
+            shutil.rmtree(path, ignore_errors=True)
+            total -= sizes[path]
+            if total <= MAX_CACHE_BYTES:
+                break
+    _num_bytes_estimated[folder] = total
+
+
+def _num_bytes(store: Path) -> int:
+    """Return a store's size; 0 where another process has removed it."""
+    try:
+        return sum(file.stat().st_size for file in store.iterdir())
+    except OSError:
+        return 0
+
+
+def _last_used(store: Path) -> float:
+    try:
+        return store.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -10,12 +10,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from tuneloom.data.arrow_claims import claimed_bytes
+from tuneloom.data.arrow_values import Restore, row_restorer
 from tuneloom.data.row import MAX_ROW_CHARS, Row, RowError, too_large
 from tuneloom.errors import UserError, excerpt
 from tuneloom.types import Location
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
+    from pyarrow import DataType, MemoryMappedFile, RecordBatch
     from pyarrow.parquet import FileMetaData
 
 _ROWS_A_BATCH = 256
@@ -184,12 +186,13 @@ def arrow_rows(shown: str, file: Path) -> Iterator[Row]:
     """
     import pyarrow
 
-    number = 0
+    number, restored = 0, None
     try:
-        for batch in _parquet_batches(shown, file) if file.suffix.lower() == ".parquet" else _arrow_batches(file):
-            if not number:
+        for batch in _parquet_batches(shown, file) if file.suffix.lower() == ".parquet" else _arrow_batches(shown, file):
+            if restored is None:
                 _refuse_twice(shown, batch.schema.names)
-            for values in _plain_rows(batch):
+                restored = row_restorer(batch.schema)
+            for values in _plain_rows(batch, restored):
                 number += 1
                 yield Row(Location(shown, number), *values)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -201,18 +204,18 @@ def arrow_rows(shown: str, file: Path) -> Iterator[Row]:
         ) from error
 
 
-def _plain_rows(batch: RecordBatch) -> Iterator[tuple[Any, RowError | None]]:
+def _plain_rows(batch: RecordBatch, restored: Restore) -> Iterator[tuple[Any, RowError | None]]:
     """Yield a batch's rows without nulls, which stand where a map of another row has a key."""
     try:
         rows = batch.to_pylist() if batch.nbytes <= MAX_ROW_CHARS else None
     except (ValueError, ArithmeticError, LookupError):
         rows = None
     if rows is not None:
-        yield from ((_without_nulls(row), None) for row in rows)
+        yield from ((restored(_without_nulls(row)), None) for row in rows)
         return
     for i in range(batch.num_rows):
         try:
-            yield _without_nulls(_plain_row(batch.slice(i, 1))), None
+            yield restored(_without_nulls(_plain_row(batch.slice(i, 1)))), None
         except RowError as error:
             yield None, error
 
@@ -270,10 +273,12 @@ def _refuse_large_groups(shown: str, metadata: FileMetaData) -> None:
             )
 
 
-def _arrow_batches(file: Path) -> Iterator[RecordBatch]:
+def _arrow_batches(shown: str, file: Path) -> Iterator[RecordBatch]:
     import pyarrow
 
     with pyarrow.memory_map(str(file)) as mapped:
+        _refuse_large_batches(shown, mapped)
+        mapped.seek(0)
         try:
             opened = pyarrow.ipc.open_file(mapped)
             batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
@@ -286,16 +291,45 @@ def _arrow_batches(file: Path) -> Iterator[RecordBatch]:
                 yield batch.slice(start, _ROWS_A_BATCH)
 
 
+def _refuse_large_batches(shown: str, mapped: MemoryMappedFile) -> None:
+    """Refuse compressed batches that would be unpacked at once into more memory than rows should need."""
+    for num_bytes in claimed_bytes(mapped):
+        if num_bytes > _MAX_GROUP_BYTES:
+            raise UserError(
+                "a batch of the data file is too large to unpack",
+                where=shown,
+                got=f"{num_bytes >> 20:,} MiB",
+                expected=f"at most {_MAX_GROUP_BYTES >> 20} MiB",
+                mend="write it in smaller batches, without compression, or as Parquet",
+            )
+
+
 def _require_whole(batch: RecordBatch) -> None:
     """Require that nothing in a batch points beyond its buffers, which reading it would follow.
 
     Raises:
-        pyarrow.ArrowInvalid: something does, or a text within a list or map is not UTF-8.
+        pyarrow.ArrowInvalid: something does, or a text that many rows share is not UTF-8.
     """
-    import pyarrow
-
     batch.validate()
-    as_bytes = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
     for column in batch.columns:
-        kind = as_bytes.get(column.type)  # a column's text that is not UTF-8 is a fault of its row
-        (column.view(kind) if kind else column).validate(full=True)
+        kind = _as_bytes(column.type)  # a text that is not UTF-8 is a fault of its row
+        (column if kind == column.type else column.view(kind)).validate(full=True)
+
+
+def _as_bytes(kind: DataType) -> DataType:
+    """Return a type with bytes instead of texts, within lists and maps too."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pyarrow.map_(_as_bytes(kind.key_type), _as_bytes(kind.item_type))
+    if types.is_list(kind):
+        return pyarrow.list_(_as_bytes(kind.value_type))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(_as_bytes(kind.value_type))
+    if types.is_fixed_size_list(kind):
+        return pyarrow.list_(_as_bytes(kind.value_type), kind.list_size)
+    texts = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    return texts.get(kind, kind)

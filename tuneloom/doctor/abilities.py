@@ -44,7 +44,7 @@ def examine_abilities(hub: Hub, torch_fault: str | None) -> list[Ability]:
         *found,
         _parquet(),
         _hub_models(hub),
-        _installed("hub datasets", "datasets"),
+        _hub_sets(hub),
         _installed("ModelScope", "modelscope"),
     ]
 
@@ -104,14 +104,27 @@ def _parquet() -> Ability:
 
 
 def _hub_models(hub: Hub) -> Ability:
-    if hub.offline:
-        return Ability(
-            "hub models", False, f"{hub.offline} is set; what is downloaded already still loads", f"unset {hub.offline}"
-        )
-    mend = None if hub.reachable else "check the network, or set HF_ENDPOINT to a mirror; the embedded model needs no hub"
-    return Ability(
-        "hub models", bool(hub.reachable), f"{hub.endpoint} {hub.why}" if hub.reachable else f"{hub.endpoint}: {hub.why}", mend
+    return _from_hub("hub models", hub, "the embedded model needs no hub")
+
+
+def _hub_sets(hub: Hub) -> Ability:
+    """Sets of the hub need their client, and the hub."""
+    client = _installed("hub datasets", "datasets")
+    return (
+        client
+        if not client.works
+        else _from_hub(client.what, hub, "files and the built-in sets need no hub", f"{client.why}; ")
     )
+
+
+def _from_hub(what: str, hub: Hub, without: str, before: str = "") -> Ability:
+    if hub.offline:
+        why = f"{before}{hub.offline} is set; what is downloaded already still loads"
+        return Ability(what, False, why, f"unset {hub.offline}")
+    if hub.reachable:
+        return Ability(what, True, f"{before}{hub.endpoint} {hub.why}")
+    mend = f"check the network, or set HF_ENDPOINT to a mirror; {without}"
+    return Ability(what, False, f"{before}{hub.endpoint}: {hub.why}", mend)
 
 
 def _installed(what: str, package: str) -> Ability:

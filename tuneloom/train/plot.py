@@ -28,8 +28,11 @@ def plot_loss(run: RunDirectory) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 4.5), dpi=120)
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(
+        left=0.1, right=0.87, bottom=0.11, top=0.92
+    )  # margins that are looked for cost as much as all the rest
     axes = figure.add_subplot()
     _draw(axes, steps[:: max(1, len(steps) // MAX_POINTS)], held)
     axes.set_title(run.path.name, fontsize=10)
