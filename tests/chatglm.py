@@ -13,8 +13,8 @@ def training_lines() -> Iterator[str]:
     """Lines of both languages, code and runs of blanks; no piece can hold a newline, as in the original."""
     for text in corpus():
         yield from (line for line in text.split("\n") if line)
-    for _ in range(40):
-        yield "people use isopropyl alcohol; the people of the isopropyl plant"
+    for _ in range(80):
+        yield "people use isopropyl alcohol; isopropyl people of the isopropyl plant"
         yield "    def f(x):        return {'k': [1, 2.5, -3], \"v\": None}                # a    b"
         yield "今天天气怎么样？北京的天气很好。"
 

@@ -103,3 +103,14 @@ def test_what_is_masked_holds_no_name_and_comes_back_as_text(content: Any) -> No
     ids = encode.encode(masked).ids
     assert all(i >= len(SPECIALS) for i in ids)
     assert encode._backend.decode(ids) == json.dumps(content, ensure_ascii=False)
+
+
+def test_a_tokenizer_that_was_asked_to_pad_or_to_cut_still_gives_every_text_its_own_ids() -> None:
+    tokenizer = make_tokenizer()
+    texts = ["Hi", "<|im_start|>user\n你好，今天天气很好。<|im_end|>"]
+    expected = [PieceEncoder(tokenizer).encode(text).ids for text in texts]
+    tokenizer(texts, padding=True, truncation=True, max_length=8)
+    encoder = PieceEncoder(tokenizer)
+    pieces = encoder.split_all(texts)
+    joined = encoder.join_all(pieces, encoder.encode_pieces(pieces))
+    assert [encoded.ids for encoded in joined if isinstance(encoded, Encoded)] == expected

@@ -19,5 +19,6 @@ def test_a_wheel_holds_recipes_data_and_types(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"tuneloom/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     wanted |= {f"tuneloom/data/builtin/{path.name}" for path in (ROOT / "tuneloom/data/builtin").iterdir()}
+    wanted |= {f"tuneloom/models/chatglm/{name}.jinja" for name in ("chatglm2", "chatglm3")}
     assert wanted | {"tuneloom/py.typed"} <= names
     assert not [name for name in names if name.startswith(("tests/", "docs/"))]

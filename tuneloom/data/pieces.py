@@ -49,6 +49,10 @@ class Encoded:
         k = self.part_at(length)
         return (self.starts[k], self.ends[k]) if k >= 0 and self.ends[k] > self.starts[k] else (-1, -1)
 
+    def last_special_id(self) -> int | None:
+        """Return the last special token; None if there is none."""
+        return self.ids[self.tokens[-1]] if self.ends and self.ends[-1] > self.starts[-1] else None
+
 
 _Part = tuple[str, int, int, str]
 
@@ -213,10 +217,15 @@ def _key(piece: str, first: bool) -> str:
 
 
 def _literal_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return a copy of the tokenizer's engine that takes special tokens' names for plain text, and knows `_ANCHOR`."""
+    """Return a copy of the tokenizer's engine that takes special tokens' names for plain text, and knows `_ANCHOR`.
+
+    It neither pads nor cuts, as the engine does once the tokenizer was asked to.
+    """
     from tokenizers import AddedToken, Tokenizer
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.encode_special_tokens = True
+    backend.no_padding()
+    backend.no_truncation()
     backend.add_tokens([AddedToken(_ANCHOR, normalized=False)])
     return backend

@@ -125,6 +125,7 @@ class Renderer:
         self.depends_on_date = "strftime_now" in str(template)
         """Whether the template may write today's date: the same conversation then has other ids tomorrow."""
         self._encoder = PieceEncoder(tokenizer)
+        self._turn_ends = _turn_ends(tokenizer)
         self.turn_end_id = self._find_turn_end()
         """The special token that the template ends an assistant turn with; None if it leaves that to the next role token."""
 
@@ -210,7 +211,8 @@ class Renderer:
         The spans are those of the turns that `train_on` supervises, each proved. With `all`, where nothing
         depends on them, they are those that can be had, and the last.
 
-        A last turn that the template ends with no special token is ended by the tokenizer's eos token.
+        A last turn that the template ends with no special token is ended by the tokenizer's eos token, an earlier one
+        by the next role's token where the tokenizer names that as a turn's end (`turn_end_tokens`).
 
         Raises:
             RowError: the template refuses the conversation, or is not prefix-stable for a supervised turn of it.
@@ -298,7 +300,7 @@ class Renderer:
         if not row.messages:
             raise RowError("row", [], "no messages", "add a question and its answer")
         _, end = encoded.last_special(len(encoded.text))
-        ends_itself = end > 0 and not encoded.text[end:].strip()
+        ends_itself = end > 0 and not encoded.text[end:].strip() and encoded.last_special_id() not in self._turn_ends
         eos = self.tokenizer.eos_token_id
         if eos is not None and not ends_itself and row.messages[-1]["role"] == "assistant":
             encoded.ids.append(eos)
@@ -317,6 +319,7 @@ class Renderer:
         else:
             text = self._turn_text(whole.uptos.get(i, whole.encoded.text), len(prompt), whole.encoded)
             end = self._prefix_tokens(text, whole.encoded, i)
+            end += not whole.ends_itself and self._turn_ends.issuperset(whole.encoded.ids[end : end + 1])
         message, written = whole.row.conversation.messages[i], text[len(prompt) :]
         self._require_calls(message, written, i)
         if whole.row.messages[i]["content"].strip()[-_TAIL_CHARS:] not in written:
@@ -406,6 +409,13 @@ class Renderer:
                 got="it writes nothing for an answer",
             )
         return ids[turn.end - 1] if whole.ends_itself else None
+
+
+def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the special tokens that end the turn before them, as a tokenizer_config.json may name them."""
+    named = tokenizer.init_kwargs.get("turn_end_tokens")
+    specials = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(specials[name] for name in named if name in specials) if isinstance(named, list) else frozenset()
 
 
 def _or_error(make: Callable[[], Layout]) -> Layout | RowError:
