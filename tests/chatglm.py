@@ -17,6 +17,7 @@ def training_lines() -> Iterator[str]:
         yield "people use isopropyl alcohol; isopropyl people of the isopropyl plant"
         yield "    def f(x):        return {'k': [1, 2.5, -3], \"v\": None}                # a    b"
         yield "今天天气怎么样？北京的天气很好。"
+        yield "```python tool_call(city='北京') ``` weather"
 
 
 def train_sentencepiece(folder: Path, vocab_size: int = 2000) -> Path:

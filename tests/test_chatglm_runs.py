@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tuneloom.adapters.target import load_target, resolve_target
 from tuneloom.errors import UserError
 from tuneloom.exporting.merged import export_merged
+from tuneloom.generate.generator import Generator
 from tuneloom.models.load import load_tokenizer_folder
 from tuneloom.models.source import silent
 from tuneloom.rundir import RunDirectory
@@ -83,6 +84,10 @@ def test_the_three_commands_run_with_the_seven_kinds_of_layer(commands: Path, ch
     tuned = load_target(resolve_target(str(commands / "output")), precision="fp32")
     ids = tuned.renderer.encode("[gMASK]<sop><|user|>\n 你好<|assistant|>")
     assert torch.allclose(logits_of(merged, ids), logits_of(tuned.model, ids), atol=1e-4)
+    vocabulary = tuned.renderer.tokenizer.get_vocab()
+    ends = [2, vocabulary["<|user|>"], vocabulary["<|observation|>"]]
+    assert merged.generation_config.eos_token_id == ends
+    assert Generator(tuned.model, tuned.renderer).stop_ids == frozenset(ends)
 
 
 @pytest.mark.parametrize("answer", ["yes", "2"])

@@ -64,6 +64,10 @@ class ToolCall:
     arguments: str
     id: str | None = None
 
+    def __str__(self) -> str:
+        """Return `name({arguments})`, as a person is shown it."""
+        return f"{self.name}({self.arguments})"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the call as a chat template wants it."""
         call: dict[str, Any] = {

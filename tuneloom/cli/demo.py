@@ -69,4 +69,4 @@ def _show_answers(target: Target, questions: tuple[str, ...]) -> None:
     answers = generator.answers(asked, GenerationConfig(max_new_tokens=64))
     for question, answer in zip(questions, answers, strict=True):
         more = "" if answer.finished else " ..."
-        typer.echo(f"  {question}\n    {' '.join(answer.text.split())}{more}")
+        typer.echo(f"  {question}\n    {' '.join(str(answer).split())}{more}")

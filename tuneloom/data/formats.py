@@ -389,7 +389,18 @@ def _settle(messages: list[Message]) -> tuple[tuple[Message, ...], list[str]]:
 
 
 def _tools(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    tools = _from_json(_given(row, "tools", ()), "tools")
+    return read_tools(_from_json(_given(row, "tools", ()), "tools"))
+
+
+def read_tools(tools: object) -> tuple[Mapping[str, Any], ...]:
+    """Return tools as chat templates want them.
+
+    Args:
+        tools: a list of OpenAI's {type, function: {name, ...}} or ChatGLM3's bare {name, description, parameters}.
+
+    Raises:
+        RowError: it is none.
+    """
     if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError("tools", tools, "not a list of tools", "write a list of maps")
     _json_text(tools, "tools")

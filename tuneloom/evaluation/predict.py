@@ -61,7 +61,7 @@ def predict(
     """
     answers = generator.answers([asked for asked, _ in rows], settings, batch_size=batch_size, on_progress=on_progress)
     found = [
-        Prediction(asked.messages[-1].content, answer.text, reference)
+        Prediction(asked.messages[-1].content, str(answer), reference)
         for (asked, reference), answer in zip(rows, answers, strict=True)
     ]
     return Predictions(found, mean_scores(score_answer(row.answer, row.reference) for row in found))

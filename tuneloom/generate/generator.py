@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator as Stream
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ from tuneloom.data.formats import check_text
 from tuneloom.data.render import Renderer
 from tuneloom.data.row import RowError
 from tuneloom.errors import UserError
-from tuneloom.generate.decode import IncrementalDecoder
-from tuneloom.types import Conversation
+from tuneloom.generate.decode import GlmDecoder, IncrementalDecoder, glm_tokens, read_answer
+from tuneloom.types import Conversation, ToolCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,15 +29,21 @@ class Answer:
     """What the model wrote.
 
     Attributes:
-        text: decoded, special tokens left out.
+        text: decoded, special tokens and calls left out.
         prompt_ids, ids: tokens given and written (the stop token included where it was written).
         finished: whether it ended by itself rather than by max_new_tokens.
+        tool_calls: functions that it calls; only a GLM's are read, any other model's stand in the text.
     """
 
     text: str
     prompt_ids: list[int]
     ids: list[int]
     finished: bool
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def __str__(self) -> str:
+        """Return text and calls, a line each."""
+        return "\n".join(filter(None, [self.text, *map(str, self.tool_calls)]))
 
 
 class Generator:
@@ -51,6 +58,8 @@ class Generator:
         self.model = model
         self.renderer = renderer
         self.stop_ids = stop_ids(model, renderer)
+        glm = glm_tokens(renderer.tokenizer)
+        self._assistant_id = glm[0] if glm else None
 
     def answer(self, conversation: Conversation, settings: GenerationConfig, *, base: bool = False) -> Answer:
         """Answer one conversation; `base`: with the adapter off."""
@@ -92,8 +101,8 @@ class Generator:
         *,
         base: bool = False,
         stop: threading.Event | None = None,
-    ) -> Iterator[str]:
-        """Yield the answer's text as it is written, whole characters only.
+    ) -> Stream[str, None, Answer]:
+        """Yield the answer's text as it is written, whole characters only, and return the answer.
 
         Args:
             conversation: ends with the message to answer.
@@ -102,8 +111,10 @@ class Generator:
             stop: set it to end early (beam search, which is certain of nothing before its end, goes on).
         """
         if settings.num_beams > 1:
-            yield self.answer(conversation, settings, base=base).text
-            return
+            answer = self.answer(conversation, settings, base=base)
+            if answer.text:
+                yield answer.text
+            return answer
         prompt = self._prompt(conversation)
         stop = stop or threading.Event()
         pipe = _Pipe(stop)
@@ -120,9 +131,11 @@ class Generator:
 
         writer = threading.Thread(target=write, daemon=True)
         writer.start()
-        decoder = IncrementalDecoder(self.renderer.tokenizer, self.stop_ids)
+        decoder = self._decoder()
+        ids: list[int] = []
         try:
             for token in pipe:
+                ids.append(token)
                 if text := decoder.push(token):
                     yield text
             if text := decoder.finish():
@@ -132,6 +145,19 @@ class Generator:
             writer.join()
         if failure:
             raise failure[0]
+        return self._read(prompt, ids)
+
+    def _decoder(self) -> IncrementalDecoder | GlmDecoder:
+        tokenizer = self.renderer.tokenizer
+        if self._assistant_id is None:
+            return IncrementalDecoder(tokenizer, self.stop_ids)
+        return GlmDecoder(tokenizer, self.stop_ids, self._assistant_id)
+
+    def _read(self, prompt: list[int], ids: list[int]) -> Answer:
+        """Return the answer that was written, less what is behind its end."""
+        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), None)
+        text, calls = read_answer(self.renderer.tokenizer, ids[:end], self._assistant_id)
+        return Answer(text, prompt, ids if end is None else ids[: end + 1], end is not None, calls)
 
     def _prompt(self, conversation: Conversation) -> list[int]:
         """Return a conversation's prompt.
@@ -155,13 +181,8 @@ class Generator:
         with self._adapter_off(base):
             output_BT = self._generate(prompts, settings)
         width = max(map(len, prompts))
-        answers = []
-        for prompt, row in zip(prompts, output_BT[:, width:].tolist(), strict=True):
-            end = next((i + 1 for i, token in enumerate(row) if token in self.stop_ids), None)
-            ids = row if end is None else row[:end]
-            text = str(self.renderer.tokenizer.decode(ids, skip_special_tokens=True))
-            answers.append(Answer(text.strip(), prompt, ids, end is not None))
-        return answers
+        rows = zip(prompts, output_BT[:, width:].tolist(), strict=True)
+        return [self._read(prompt, row) for prompt, row in rows]
 
     def _generate(self, prompts: list[list[int]], settings: GenerationConfig, **extra: Any) -> torch.Tensor:
         """Run transformers' generate on left-padded prompts."""
@@ -208,8 +229,9 @@ class Generator:
 
 
 def stop_ids(model: PreTrainedModel, renderer: Renderer) -> frozenset[int]:
-    """Return the tokens that end an answer: the model's, the tokenizer's and the template's own."""
-    found: set[int] = set()
+    """Return the tokens that end an answer: the model's, the tokenizer's and the template's own, and a GLM's other roles."""
+    glm = glm_tokens(renderer.tokenizer)
+    found: set[int] = set(glm[1]) if glm else set()
     for value in (model.generation_config.eos_token_id, renderer.tokenizer.eos_token_id, renderer.turn_end_id):
         found.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(found)

@@ -234,7 +234,7 @@ class Loop:
         asked = [Conversation((Message("user", prompt),)) for prompt in evaluation.prompts]
         answers = self.generator.answers(asked, settings, on_progress=self._within("sample answers"))
         for prompt, answer in zip(evaluation.prompts, answers, strict=True):
-            self.recorder.event("sample", step=self.state.step, prompt=prompt, answer=answer.text, finished=answer.finished)
+            self.recorder.event("sample", step=self.state.step, prompt=prompt, answer=str(answer), finished=answer.finished)
 
     def _within(self, what: str) -> Any:
         def report(done: int, total: int) -> None:

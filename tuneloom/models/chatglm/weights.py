@@ -192,33 +192,48 @@ def original_tensors(names: Iterable[str]) -> dict[str, list[str]]:
 def opened_shard(file: Path) -> Iterator[tuple[Sequence[str], Callable[[str], torch.Tensor]]]:
     """Map a shard; give its tensors' names, and a function from a name to the tensor, a view of the mapped file.
 
-    `.bin` is unpickled by torch's weights-only reader, which builds tensors and nothing else.
+    `.bin` is read by torch's weights-only reader, which builds tensors and nothing else.
 
     Raises:
         UserError: a torn file, or one that holds something else than tensors.
     """
-    import pickle
+    with contextlib.ExitStack() as stack:
+        try:
+            if file.suffix == ".safetensors":
+                from safetensors import safe_open
+
+                opened = stack.enter_context(safe_open(file, framework="pt"))
+                names, tensor = list(opened.keys()), opened.get_tensor
+            else:
+                held = _torch_tensors(file)
+                names, tensor = list(held), held.__getitem__
+        except UserError:
+            raise
+        except Exception as error:  # both libraries raise whatever the damage leads to
+            unsafe = type(error).__name__ == "UnpicklingError"
+            raise UserError(
+                "a weight file holds something else than tensors, which is never read" if unsafe else "a weight file is torn",
+                where=str(file),
+                got=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+                mend="use the model owner's files" if unsafe else _AGAIN,
+            ) from error
+        yield names, tensor
+
+
+def _torch_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors that torch.save wrote, mapped.
+
+    Raises:
+        UserError: something else than tensors by name.
+        ValueError: not such a file.
+    """
     import zipfile
 
     import torch
-    from safetensors import SafetensorError, safe_open
 
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                yield list(opened.keys()), opened.get_tensor
-            return
-        if not zipfile.is_zipfile(file):
-            raise ValueError("not a file that torch.save wrote, or only a part of one")
-        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        raise UserError(
-            "a weight file holds something else than tensors, which is never read" if unsafe else "a weight file is torn",
-            where=str(file),
-            got=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
-            mend="use the model owner's files" if unsafe else _AGAIN,
-        ) from error
+    if not zipfile.is_zipfile(file):
+        raise ValueError("not a file that torch.save wrote, or only a part of one")
+    held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     strange = None if isinstance(held, dict) else type(held).__name__
     if strange is None:
         strange = next((str(name) for name, value in held.items() if not isinstance(value, torch.Tensor)), None)
@@ -227,9 +242,9 @@ def opened_shard(file: Path) -> Iterator[tuple[Sequence[str], Callable[[str], to
             "a weight file holds something else than tensors",
             where=str(file),
             got=strange[:200],
-            mend="use the model's own files",
+            mend="use the model owner's files",
         )
-    yield list(held), held.__getitem__
+    return dict(held)
 
 
 def _index_names(index: Path) -> list[str]:
