@@ -27,7 +27,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tuneloom.data.render import Renderer
 from tuneloom.models.chatglm.weights import expected_shapes
+from tuneloom.models.load import load_tokenizer_folder
+from tuneloom.types import Conversation, Message
 
 CONFIG: dict[str, Any] = {
     "_name_or_path": "THUDM/chatglm3-6b",
@@ -55,6 +58,7 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+QUESTION = "Who are you?"
 GIB = 1 << 30
 SHARD_BYTES = 1_900_000_000
 
@@ -128,15 +132,13 @@ def _write_tokenizer(folder: Path) -> None:
 
 def write_run(folder: Path, model: Path, steps: int, tokens: int) -> Path:
     """Write data whose samples all have `tokens` tokens, and the run's config."""
-    rows = [
-        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "what I am made for: " * tokens}]}
-        for i in range(steps)
-    ]
+    answer = _answer_of(Renderer(load_tokenizer_folder(model)), tokens)
+    rows = [{"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": answer}]}] * steps
     data = folder / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
         "base_model": {"path": str(model)},
-        "data": {"train": [str(data)], "validation": 0, "cutoff_len": tokens},
+        "data": {"train": [str(data)], "validation": 0, "cutoff_len": tokens + 1},
         "adapter": {"r": 8, "lora_alpha": 16, "target_modules": "all-layers"},
         "training": {
             "max_steps": steps,
@@ -153,6 +155,16 @@ def write_run(folder: Path, model: Path, steps: int, tokens: int) -> Path:
     file = folder / "config.json"
     file.write_text(json.dumps(config))
     return file
+
+
+def _answer_of(renderer: Renderer, tokens: int) -> str:
+    """Return an answer with which the conversation has exactly so many tokens."""
+    answer = ""
+    while True:
+        answer += "a\n"
+        asked = Conversation((Message("user", QUESTION), Message("assistant", answer + "a")))
+        if len(renderer.render(asked).ids) >= tokens:
+            return answer + "a"
 
 
 def watched(code: str, *arguments: object) -> tuple[dict[str, Any], float, float]:
