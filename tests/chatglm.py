@@ -13,7 +13,7 @@ def training_lines() -> Iterator[str]:
     """Lines of both languages, code and runs of blanks; no piece can hold a newline, as in the original."""
     for text in corpus():
         yield from (line for line in text.split("\n") if line)
-    for _ in range(80):
+    for _ in range(60):
         yield "people use isopropyl alcohol; isopropyl people of the isopropyl plant"
         yield "    def f(x):        return {'k': [1, 2.5, -3], \"v\": None}                # a    b"
         yield "今天天气怎么样？北京的天气很好。"
@@ -36,7 +36,7 @@ def train_sentencepiece(folder: Path, vocab_size: int = 2000) -> Path:
             add_dummy_prefix=True,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
-            character_coverage=0.999,
+            character_coverage=0.98,
             pad_id=-1,
             num_threads=1,
             minloglevel=2,
