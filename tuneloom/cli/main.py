@@ -16,6 +16,7 @@ from tuneloom.cli.export import export
 from tuneloom.cli.finetune import finetune
 from tuneloom.cli.models import models
 from tuneloom.cli.runs import runs
+from tuneloom.cli.studio import studio
 
 app = typer.Typer(
     name="tuneloom",
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Teach an open chat model who it is and how to talk, on the machine you have.",
 )
-for verb in (finetune, chat, export, demo, doctor):
+for verb in (finetune, chat, export, studio, demo, doctor):
     app.command()(verb)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")

@@ -1,0 +1,101 @@
+"""The studio's server: views, the style sheet, the visitor's choices, all behind the guard."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import uvicorn
+from fastapi import FastAPI, Query
+from fastapi.responses import Response
+from nicegui import ui
+
+from tuneloom.errors import UserError
+from tuneloom.studio.frame import LANGUAGE_COOKIE, STYLE_PATH, THEME_COOKIE, Studio
+from tuneloom.studio.guard import TOKEN, Guard
+from tuneloom.studio.jobs import Jobs
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DEFAULT_PORT = 7878
+_YEAR = 365 * 86400
+
+
+def serve(runs: Path, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT, say: Callable[[str], None]) -> None:
+    """Run the studio until it is told to end.
+
+    Args:
+        runs: the folder of runs; made with the first run.
+        host: to listen at; off loopback the address is open to the network, and that is said.
+        port: to listen at; 0: any that is free. A default port that is taken gives way to a free one.
+        say: gets the address to open, once the page is there.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    listening = _listen(host, port)
+    port = listening.getsockname()[1]
+    token = secrets.token_urlsafe(24)
+    names = LOOPBACK if host in LOOPBACK else (host, *LOOPBACK)
+    hosts = [f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names]
+    guarded = Guard(build(Studio(runs.resolve(), Jobs(runs.resolve()))), hosts, token)
+    if host not in LOOPBACK:
+        say(f"warning: {host} can be reached from other machines; whoever has the address below can use this one")
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 compared, not bound
+    say(f"http://{shown}:{port}/?{TOKEN}={token}")
+    config = uvicorn.Config(guarded, log_level="warning", access_log=False, ws_max_size=16 << 20, timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def build(studio: Studio) -> FastAPI:
+    """Return the app with all views, unguarded."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    sheet = files(__package__).joinpath("studio.css").read_text(encoding="utf-8")
+
+    @app.get(STYLE_PATH)
+    def style() -> Response:
+        return Response(sheet, media_type="text/css", headers={"cache-control": "no-cache"})
+
+    @app.get("/choose")
+    def choose(
+        back: Annotated[str, Query()] = "/",
+        language: Annotated[str | None, Query(pattern="^(en|zh)$")] = None,
+        theme: Annotated[str | None, Query(pattern="^(light|dark)$")] = None,
+    ) -> Response:
+        place = back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/"
+        response = Response(status_code=303, headers={"location": place.replace("\r", "").replace("\n", "")})
+        for name, value in ((LANGUAGE_COOKIE, language), (THEME_COOKIE, theme)):
+            if value:
+                response.set_cookie(name, value, max_age=_YEAR, samesite="strict", httponly=True)
+        return response
+
+    _add_views(studio)
+    ui.run_with(app, title="Tuneloom", tailwind=False, show_welcome_message=False, reconnect_timeout=30)
+    return app
+
+
+def _add_views(studio: Studio) -> None:
+    from tuneloom.studio.views import chat, export, new_run, predict, run, runs
+
+    for view in (new_run, run, runs, chat, predict, export):
+        view.add(studio)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind the port, or a free one where the default is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for wanted in (port, 0) if port == DEFAULT_PORT else (port,):
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, wanted))
+        except OSError as error:
+            listening.close()
+            failed = error
+            continue
+        return listening
+    raise UserError("cannot listen there", where=f"{host}:{port}", got=failed.strerror, mend="give another --port") from failed

@@ -1,0 +1,19 @@
+"""View."""
+
+from __future__ import annotations
+
+from nicegui import ui
+from starlette.requests import Request
+
+from tuneloom.studio.frame import Studio, frame
+
+
+def add(studio: Studio) -> None:
+    """Register the page."""
+
+    @ui.page("/")
+    def page(request: Request) -> None:
+        with frame(studio, request, "frame.new_run") as texts:
+            ui.label(texts("frame.new_run"))
+
+    del page
