@@ -5,6 +5,7 @@
 Writes a checkpoint of random weights in the original layout (fp16, 12.5 GB at full size) and runs the product on it,
 each stage in a process of its own, whose peak of resident memory (mapped files included) is read from Linux:
 
+    load       in bf16, as chat and finetune do
     finetune   LoRA r 8 on embedding, q, k, v, o, feed-forward in and out, in bf16, one sample a step
     export     the trained adapter folded in, written in the original layout, loaded again and compared
 
@@ -62,6 +63,15 @@ QUESTION = "Who are you?"
 GIB = 1 << 30
 SHARD_BYTES = 1_900_000_000
 
+LOAD = """
+import json, sys, time
+from pathlib import Path
+import torch
+from tuneloom.models.load import load_base_model
+start = time.perf_counter()
+load_base_model(Path(sys.argv[1]), torch.bfloat16, torch.device("cpu"))
+print(json.dumps({"seconds": time.perf_counter() - start}))
+"""
 FINETUNE = """
 import json, os, sys
 import tuneloom
@@ -213,6 +223,11 @@ def measure(folder: Path, layers: int, steps: int, tokens: int) -> dict[str, Any
     weights = 2 * parameters / GIB
     print(f"{parameters / 1e9:.2f} B parameters, {weights:.2f} GiB in 16 bits", flush=True)
 
+    loaded, load_peak, _ = watched(LOAD, model)
+    print(
+        f"load      {loaded['seconds']:.0f} s, peak {load_peak:.2f} GiB = {load_peak / weights:.3f} x the weights", flush=True
+    )
+
     done, train_peak, seconds = watched(FINETUNE, write_run(folder, model, steps, tokens))
     run = Path(done["run"])
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -221,7 +236,10 @@ def measure(folder: Path, layers: int, steps: int, tokens: int) -> dict[str, Any
     end = next(event for event in events if event["event"] == "end")
     gflop = end["useful_gflops"] * end["seconds"] / len(logged)
     print(f"finetune  {seconds:.0f} s in all, peak {train_peak:.2f} GiB = {train_peak / weights:.3f} x the weights")
-    print(f"          step of {tokens} tokens: {step:.2f} s (median of {len(logged) - 1}), {gflop / step:.0f} useful GFLOP/s")
+    print(
+        f"          step of {tokens} tokens: {step:.2f} s (median of {len(logged) - 1}), {gflop / step:.0f} useful GFLOP/s",
+        flush=True,
+    )
 
     out = folder / "exported"
     checked, export_peak, seconds = watched(EXPORT, run, out)
@@ -232,6 +250,8 @@ def measure(folder: Path, layers: int, steps: int, tokens: int) -> dict[str, Any
     return {
         "parameters": parameters,
         "weights_gib": weights,
+        "load_seconds": loaded["seconds"],
+        "load_peak_gib": load_peak,
         "tokens_per_step": tokens,
         "seconds_per_step": step,
         "useful_gflops": gflop / step,
