@@ -298,7 +298,7 @@ def test_no_usable_row_is_told_with_the_first_fault_of_that_source(write_rows: W
     assert "no known format" in (caught.value.got or "")
     with pytest.raises(UserError, match="no usable row") as caught:
         prepare(train=[good, str(write_rows([], "none.json"))])
-    assert caught.value.got == "0 rows, none usable"
+    assert caught.value.got == "no rows"
 
 
 def test_strict_stops_at_the_first_bad_row(write_rows: WriteRows, prepare: Prepare) -> None:

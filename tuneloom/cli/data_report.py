@@ -67,7 +67,7 @@ def report_lines(report: DataReport, cutoff_len: int) -> list[tuple[str, str]]:
     """Return the report's figures as (label, text) lines."""
     lines = []
     for source in report.sources:
-        formats = ", ".join(f"{name} {count:,}" for name, count in source.formats.most_common()) or "no known format"
+        formats = ", ".join(f"{name} {count:,}" for name, count in source.formats.most_common()) or "no usable row"
         lines.append(("source", f"{source.path}: {formats}"))
     lines.append(
         (

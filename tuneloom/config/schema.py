@@ -136,6 +136,10 @@ class DataConfig(Section):
         default_factory=dict, description="Values of `{{name}}`-like placeholders in the data, such as name and author."
     )
 
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """Return every source: to train on, to validate on, to test on."""
+        return (*self.train, *(self.validation if isinstance(self.validation, tuple) else ()), *self.test)
+
     @field_validator("validation", "test")
     @classmethod
     def _held_out_whole(cls, held: Any, info: ValidationInfo) -> Any:

@@ -246,16 +246,7 @@ class _Loader:
         self.report.sources.append(report)
         self.files |= dict(zip(report.files, report.sha256, strict=True))
         _require_filled(report)
-        if report.usable:
-            return
-        first = report.first_dropped()
-        raise UserError(
-            "no usable row in the data",
-            where=str(first.location) if first else report.path,
-            got=f"{first.field}: {first.reason} (got {first.value})" if first else f"{report.read} rows, none usable",
-            expected=None if report.formats else "rows of messages, conversations or instruction + output",
-            mend=first.mend if first else "add rows",
-        )
+        report.refuse_unusable()
 
 
 def _require_filled(report: SourceReport) -> None:

@@ -105,6 +105,22 @@ class SourceReport:
                 mend=f"{first.mend}; or run without --strict to drop such rows",
             )
 
+    def refuse_unusable(self) -> None:
+        """Stop if no row can be used.
+
+        Raises:
+            UserError: there is none, or the first one and why it is none.
+        """
+        if self.usable:
+            return
+        first = self.first_dropped()
+        raise UserError(
+            "no usable row in the data",
+            where=str(first.location) if first else self.path,
+            got=f"{first.field}: {first.reason} (got {first.value})" if first else "no rows",
+            mend=first.mend if first else "write rows into it",
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the source's part of data_report.json."""
         counts = {"read": self.read, "usable": self.usable, "used": self.used, "dropped": self.dropped_by_reason.total()}

@@ -19,6 +19,7 @@ from tuneloom.config import Config
 from tuneloom.data.plan import StepSchedule
 from tuneloom.data.prepare import PreparedData, Progress, no_progress, prepare_data
 from tuneloom.data.render import Renderer
+from tuneloom.data.sources import resolve_source
 from tuneloom.errors import UserError
 from tuneloom.generate.generator import Generator
 from tuneloom.models.fingerprint import fingerprint
@@ -175,6 +176,8 @@ def prepare_job(
     """
     _refuse_several_processes()
     tracker_or_error(config.training.report_to)
+    for source in config.data.sources():
+        resolve_source(source)  # before anything that takes long
     base = resolve_model(config.base_model.path, revision=config.base_model.revision, say=say)
     renderer = Renderer(load_tokenizer_folder(base.folder))
     device = pick_device()
