@@ -160,6 +160,15 @@ def test_show_prints_chat_and_tokens_learnt_ones_in_brackets(data: Callable[...,
     assert "⟦不客气 🎵<|im_end|>⟧" in last.output
 
 
+def test_show_says_how_many_rows_it_passed_over(data: Callable[..., Result], write_rows: WriteRows, tmp_path: Path) -> None:
+    file = write_rows(ROWS)
+    assert "passed over" not in data("show", file, "--rows", "3").output
+    result = data("show", file, "--rows", "2", "--from", "3")
+    assert f"row 4  {file}:6" in result.output
+    assert f"passed over so far: 2 that cannot be used; see why with: tuneloom data check {file}" in result.output
+    assert "passed over so far: 2" in data("show", file, "--html", tmp_path / "page.html", "--from", "4").output
+
+
 def test_show_says_why_a_row_makes_no_sample(data: Callable[..., Result], write_rows: WriteRows) -> None:
     file = write_rows(ROWS)
     assert "no sample: longer than the cutoff" in data("show", file, "--from", "5", "--set", "data.cutoff_len=64").output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from tuneloom.config import Config
     from tuneloom.data.conversations import ConversationReader
     from tuneloom.data.render import Renderer
+    from tuneloom.data.view import RowView
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at conversations before they are trained on.")
 
@@ -85,8 +87,14 @@ def show(
 
     config, readers = _settings(source, model, set_, columns)
     renderer = _renderer(config)
-    every = (row for reader in readers for row in view_rows(reader, config.data, renderer))
-    shown = list(islice(every, start - 1, start - 1 + rows))
+    reports = []
+
+    def every() -> Iterator[RowView]:
+        for reader in readers:
+            reports.append(reader.new_report())
+            yield from view_rows(reader, reports[-1], config.data, renderer)
+
+    shown = list(islice(every(), start - 1, start - 1 + rows))
     if not shown:
         raise UserError(
             "no row to show", where=source, got=f"--from {start}", mend=f"see why with: tuneloom data check {source}"
@@ -96,6 +104,8 @@ def show(
     else:
         write_page(html, source, config, shown)
         typer.echo(f"written   {html} ({num_rows(shown)})")
+    if passed_over := sum(report.dropped_by_reason.total() for report in reports):
+        typer.echo(f"passed over so far: {passed_over:,} that cannot be used; see why with: tuneloom data check {source}")
 
 
 def _settings(
