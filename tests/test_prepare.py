@@ -434,6 +434,7 @@ def test_rows_that_the_template_refuses_are_dropped_from_every_set(write_rows: W
         *(20, 10, 10, 10)
     ]
     assert found.report.dropped_by_reason["the chat template refuses it"] == 4
+    assert [source.used for source in found.report.sources] == [10, 10, 10, 10]
 
 
 def test_an_answer_that_is_left_out_is_noted(renderer: Renderer, write_rows: WriteRows) -> None:

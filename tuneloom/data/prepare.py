@@ -98,6 +98,7 @@ def prepare_data(
     elif config.validation:
         for source in config.validation:
             loaded: _Set = loader.load(source)
+            loaded.report.used = loaded.report.usable
             validating.append((loaded, np.arange(len(loaded.digests))))
     test = [conversation for source in config.test for conversation in loader.askable(source)]
     report.duplicates = loader.count_duplicates()
@@ -219,6 +220,7 @@ class _Loader:
         reader = ConversationReader(source, self._config.variables)
         report = reader.new_report()
         conversations = self._checked(reader, report, lambda c: prompt_of_turn(c, self._renderer, -1))
+        report.used = report.usable
         self._digests.append(np.array([digest_of(conversation) for conversation in conversations], "S16"))
         self._keep(report)
         return conversations

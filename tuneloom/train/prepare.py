@@ -43,6 +43,7 @@ TOKENS_PER_MICROBATCH = {"cpu": 2048, "cuda": 8192}
 """Token budget of `auto`. On two CPU cores long dialogues ran faster in 2k-token micro-batches than in one of 16k; the budget
 of GPUs has not been tuned."""
 
+_MAX_LEAKED = 3
 _PACKAGES = ("tuneloom", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
 
 
@@ -132,7 +133,10 @@ class Job:
             ),
             ("expected time", f"{duration(seconds)} ({self.trial.tokens_per_second:,.0f} tokens/s measured)"),
         ]
-        return lines + [("note", note) for note in report.notes]
+        leaked = report.leaked_probe_lines()
+        if len(leaked) > _MAX_LEAKED:
+            leaked[_MAX_LEAKED:] = [f"and {len(leaked) - _MAX_LEAKED} more: data_report.json, or tuneloom data check"]
+        return lines + [("note", note) for note in report.notes] + [("leaked probe", line) for line in leaked]
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, seed and the hashes of base, data and the adapter continued from, for environment.json."""
