@@ -81,9 +81,41 @@ def test_the_gradients_are_the_function_s(dropped: bool) -> None:
     weight, bias = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, dtype=torch.float64, requires_grad=True)
 
     def layer(x: torch.Tensor, other: torch.Tensor, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Any:
-        return _LoraLinear.apply(x, other if dropped else None, weight, bias, a, b, 1.7)
+        return _LoraLinear.apply(x, other if dropped else None, weight, bias, a, b, 1.7, None, None)
 
     assert torch.autograd.gradcheck(layer, (x, other if dropped else other.detach(), bias, a, b))
+
+
+def test_the_gradients_are_the_function_s_with_magnitudes() -> None:
+    torch.manual_seed(0)
+    shapes = [(2, 3, 6), (2, 6), (5, 2), (5,), (5,)]
+    x, a, b, bias, magnitude = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    weight, norm = torch.randn(5, 6, dtype=torch.float64), torch.rand(5, dtype=torch.float64) + 0.5
+
+    def layer(x: torch.Tensor, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, magnitude: torch.Tensor) -> Any:
+        return _LoraLinear.apply(x, None, weight, bias, a, b, 1.7, magnitude, norm)
+
+    assert torch.autograd.gradcheck(layer, (x, bias, a, b, magnitude))
+
+
+@pytest.mark.parametrize("fused_optimizer", [False, True])
+def test_dora_s_norms_follow_the_weights(fused_optimizer: bool) -> None:
+    """The norms are kept between updates: steps, loading and setting weights must each be seen."""
+    ours, theirs = (adapted(fused, torch.float32, use_dora=True) for fused in (True, False))
+    torch.manual_seed(4)
+    inputs = torch.randn(3, 7, 24)
+    for model in (ours, theirs):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=0.1, fused=fused_optimizer)
+        for x in inputs:
+            model(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert torch.allclose(ours(inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
+    state = {name: value * 1.5 for name, value in ours.state_dict().items()}
+    for model in (ours, theirs):
+        model.load_state_dict(state)
+    assert torch.allclose(ours(inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_only_nn_linear_itself_is_fused() -> None:
