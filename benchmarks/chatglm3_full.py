@@ -5,7 +5,9 @@
 Writes a checkpoint of random weights in the original layout (fp16, 12.5 GB at full size) and runs the product on it,
 each stage in a process of its own, whose peak of resident memory (mapped files included) is read from Linux:
 
+    load       in bf16, as chat and finetune do
     finetune   LoRA r 8 on embedding, q, k, v, o, feed-forward in and out, in bf16, one sample a step
+    plain      the same step with PEFT's own layers and transformers' own loss, for a ratio
     export     the trained adapter folded in, written in the original layout, loaded again and compared
 
 The folder is removed afterwards. Needs 26 GB of disk, and memory for the weights once and a few GB.
@@ -62,10 +64,41 @@ QUESTION = "Who are you?"
 GIB = 1 << 30
 SHARD_BYTES = 1_900_000_000
 
+LOAD = """
+import json, sys, time
+from pathlib import Path
+import torch
+from tuneloom.models.load import load_base_model
+start = time.perf_counter()
+load_base_model(Path(sys.argv[1]), torch.bfloat16, torch.device("cpu"))
+print(json.dumps({"seconds": time.perf_counter() - start}))
+"""
 FINETUNE = """
 import json, os, sys
 import tuneloom
 print(json.dumps({"run": os.fspath(tuneloom.finetune(sys.argv[1]))}))
+"""
+PLAIN = """
+import json, sys, time
+from pathlib import Path
+import torch
+from peft import LoraConfig, get_peft_model
+from tuneloom.models.load import load_base_model
+tokens, steps = int(sys.argv[2]), int(sys.argv[3])
+kinds = ["embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
+base = load_base_model(Path(sys.argv[1]), torch.bfloat16, torch.device("cpu"))
+model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=kinds, task_type="CAUSAL_LM")).train()
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5)
+ids = torch.randint(300, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
+seconds = []
+for _ in range(steps):
+    start = time.perf_counter()
+    model(input_ids=ids, labels=ids).loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    seconds.append(time.perf_counter() - start)
+print(json.dumps({"seconds": sorted(seconds[1:])[(steps - 1) // 2]}))
 """
 EXPORT = """
 import json, sys
@@ -192,12 +225,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256, help="of each sample, one a step")
+    parser.add_argument("--no-export", action="store_true", help="leave the export out")
     parser.add_argument("--folder", type=Path, help="where to make the temporary folder")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chatglm3-full-", dir=arguments.folder))
     try:
         figures = measure(folder, arguments.layers, arguments.steps, arguments.tokens)
+        if not arguments.no_export:
+            figures |= export(folder, figures)
     finally:
         shutil.rmtree(folder)
     if arguments.json:
@@ -213,6 +249,11 @@ def measure(folder: Path, layers: int, steps: int, tokens: int) -> dict[str, Any
     weights = 2 * parameters / GIB
     print(f"{parameters / 1e9:.2f} B parameters, {weights:.2f} GiB in 16 bits", flush=True)
 
+    loaded, load_peak, _ = watched(LOAD, model)
+    print(
+        f"load      {loaded['seconds']:.0f} s, peak {load_peak:.2f} GiB = {load_peak / weights:.3f} x the weights", flush=True
+    )
+
     done, train_peak, seconds = watched(FINETUNE, write_run(folder, model, steps, tokens))
     run = Path(done["run"])
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -221,25 +262,40 @@ def measure(folder: Path, layers: int, steps: int, tokens: int) -> dict[str, Any
     end = next(event for event in events if event["event"] == "end")
     gflop = end["useful_gflops"] * end["seconds"] / len(logged)
     print(f"finetune  {seconds:.0f} s in all, peak {train_peak:.2f} GiB = {train_peak / weights:.3f} x the weights")
-    print(f"          step of {tokens} tokens: {step:.2f} s (median of {len(logged) - 1}), {gflop / step:.0f} useful GFLOP/s")
+    print(
+        f"          step of {tokens} tokens: {step:.2f} s (median of {len(logged) - 1}), {gflop / step:.0f} useful GFLOP/s",
+        flush=True,
+    )
 
-    out = folder / "exported"
-    checked, export_peak, seconds = watched(EXPORT, run, out)
-    shards = sorted(file.stat().st_size / GIB for file in out.glob("*.safetensors"))
-    bound = weights + 2 * shards[-1]
-    print(f"export    {seconds:.0f} s, peak {export_peak:.2f} GiB; weights + 2 shards are {bound:.2f} GiB")
-    print(f"          largest logit difference {checked['difference']:.2e}, top-1 agreement {checked['agreement']:.1%}")
+    plain, plain_peak, _ = watched(PLAIN, model, tokens, steps)
+    print(
+        f"plain     the same with PEFT's own layers and transformers' loss: {plain['seconds']:.2f} s, peak {plain_peak:.2f} GiB"
+    )
+    print(f"          ratio {plain['seconds'] / step:.2f}", flush=True)
+
     return {
         "parameters": parameters,
         "weights_gib": weights,
+        "load_seconds": loaded["seconds"],
+        "load_peak_gib": load_peak,
         "tokens_per_step": tokens,
         "seconds_per_step": step,
         "useful_gflops": gflop / step,
         "finetune_peak_gib": train_peak,
-        "export_peak_gib": export_peak,
-        "export_bound_gib": bound,
-        **checked,
+        "plain_seconds_per_step": plain["seconds"],
+        "plain_peak_gib": plain_peak,
     }
+
+
+def export(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """Export the run of `measure` in the original layout; print and return the figures."""
+    out = folder / "exported"
+    checked, export_peak, seconds = watched(EXPORT, folder / "runs" / "full", out)
+    shards = sorted(file.stat().st_size / GIB for file in out.glob("*.safetensors"))
+    bound = figures["weights_gib"] + 2 * shards[-1]
+    print(f"export    {seconds:.0f} s, peak {export_peak:.2f} GiB; weights + 2 shards are {bound:.2f} GiB")
+    print(f"          largest logit difference {checked['difference']:.2e}, top-1 agreement {checked['agreement']:.1%}")
+    return {"export_seconds": seconds, "export_peak_gib": export_peak, "export_bound_gib": bound, **checked}
 
 
 if __name__ == "__main__":

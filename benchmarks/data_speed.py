@@ -56,14 +56,14 @@ def work(file: Path, model: str) -> None:
     """Read, check and render the file; print figures as JSON."""
     from tuneloom.config import DataConfig, SourceConfig
     from tuneloom.data.check import check_data
+    from tuneloom.data.conversations import ConversationReader
     from tuneloom.data.render import Renderer
     from tuneloom.models.load import load_tokenizer_folder
 
     renderer = Renderer(load_tokenizer_folder(Path(model)))
-    source = SourceConfig(path=str(file))
     with PeakMemory() as memory:
         start = time.perf_counter()
-        report = check_data(DataConfig(), [source], renderer)
+        report = check_data(DataConfig(), [ConversationReader(SourceConfig(path=str(file)), {})], renderer)
         seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "tokens": report.train["tokens"], "grown_bytes": memory.grown_bytes}))
 

@@ -253,6 +253,10 @@ MISTAKES: dict[str, tuple[Callable[[Place], Path], str]] = {
         "a weight file is torn",
     ),
     "missing data": (lambda p: p.config(data={"train": "self_cognitoin"}), "data not found"),
+    "missing data, before a model is looked for": (
+        lambda p: p.config(data={"train": "self_cognitoin"}, base_model="./nowhere"),
+        "data not found",
+    ),
     "empty data": (lambda p: p.data(""), "the data file is empty"),
     "torn data": (lambda p: p.data('{"messages": [{"role": "us'), "no usable row"),
     "binary data": (lambda p: p.data(b"\xff\xfe\x81\x00\xff"), "no known encoding"),

@@ -100,6 +100,23 @@ def test_any_text_survives_dump_and_load(values: dict[str, str], tmp_path_factor
     assert load_config(file) == config
 
 
+@pytest.mark.parametrize(
+    ("held", "key"),
+    [
+        ("test: {path: c.jsonl, count: 3}", "count"),
+        ("test: [c.jsonl, {path: d.jsonl, share: 0.5}]", "share"),
+        ("test: {path: c.jsonl, replay: self}", "replay"),
+        ("validation: {path: c.jsonl, weight: 2}", "weight"),
+        ("validation: [{path: c.jsonl, count: 3}]", "count"),
+    ],
+)
+def test_what_sizes_a_mixture_is_refused_where_it_would_have_no_effect(load: Load, held: str, key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(f"data: {{train: a.jsonl, {held}}}\n")
+    assert f"a source without {key}, which is for data.train alone" in str(caught.value)
+    assert "data" in str(caught.value.where)
+
+
 def test_a_string_stands_for_the_path_of_models_and_sources(load: Load) -> None:
     config = load("base_model: some/model\ndata: {train: a.jsonl, validation: b.jsonl, test: [c.jsonl]}\n")
     assert config == load(

@@ -94,7 +94,27 @@ def test_check_without_a_usable_row_reports_and_is_a_mistake(data: Callable[...,
     result = data("check", write_rows([{"x": 1}]))
     assert "1 read, 0 usable, 1 dropped" in result.output
     assert isinstance(result.exception, UserError)
-    assert result.exception.got == "no known format"
+    assert result.exception.got == "row: no known format (got ['x'])"
+
+
+def test_check_refuses_a_source_that_training_refuses(
+    data: Callable[..., Result], write_rows: WriteRows, tmp_path: Path
+) -> None:
+    good, bad = write_rows([chat_row("q", "a")], "good.jsonl"), write_rows([chat_row("q", "")], "bad.jsonl")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {{train: [{good}, {bad}]}}")
+    result = data("check", config)
+    assert f"{bad}: no usable row" in result.output
+    assert "2 read, 1 usable, 1 dropped" in result.output
+    assert isinstance(result.exception, UserError)
+    assert result.exception.where == f"{bad}:1"
+
+
+@pytest.mark.parametrize("verb", ["check", "show"])
+def test_missing_data_is_told_before_a_model_is_looked_for(verb: str) -> None:
+    result = CliRunner().invoke(app, ["data", verb, "nowhere.jsonl", "--model", "no-model-of-this-name"])
+    assert isinstance(result.exception, UserError)
+    assert result.exception.what == "data not found"
 
 
 def test_a_changed_file_and_changed_settings_are_read_anew(data: Callable[..., Result], write_rows: WriteRows) -> None:
@@ -124,6 +144,7 @@ def test_columns_of_other_names_and_whole_configs(data: Callable[..., Result], w
     assert report["duplicates"] == 2, "three equal conversations"
     assert isinstance(data("check", file, "--columns", "instruction").exception, UserError)
     assert isinstance(data("check", config, "--columns", "output=reply").exception, UserError)
+    assert isinstance(data("check", file, "--set", f"data.train={other}").exception, UserError), "would have no effect"
 
 
 def test_show_prints_chat_and_tokens_learnt_ones_in_brackets(data: Callable[..., Result], write_rows: WriteRows) -> None:
@@ -137,6 +158,15 @@ def test_show_prints_chat_and_tokens_learnt_ones_in_brackets(data: Callable[...,
     last = data("show", file, "--rows", "1", "--from", "2", "--set", "data.train_on=last_assistant")
     assert "⟦我是小织。" not in last.output
     assert "⟦不客气 🎵<|im_end|>⟧" in last.output
+
+
+def test_show_says_how_many_rows_it_passed_over(data: Callable[..., Result], write_rows: WriteRows, tmp_path: Path) -> None:
+    file = write_rows(ROWS)
+    assert "passed over" not in data("show", file, "--rows", "3").output
+    result = data("show", file, "--rows", "2", "--from", "3")
+    assert f"row 4  {file}:6" in result.output
+    assert f"passed over so far: 2 that cannot be used; see why with: tuneloom data check {file}" in result.output
+    assert "passed over so far: 2" in data("show", file, "--html", tmp_path / "page.html", "--from", "4").output
 
 
 def test_show_says_why_a_row_makes_no_sample(data: Callable[..., Result], write_rows: WriteRows) -> None:

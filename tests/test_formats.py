@@ -341,6 +341,20 @@ def test_a_bad_row_says_field_reason_and_mend(row: object, field: str, reason: s
     assert len(caught.value.value) <= 80
 
 
+@pytest.mark.parametrize(
+    ("row", "mend"),
+    [
+        ({"messages": turns(("narrator", "q"))}, "name yours in `roles` of the source"),
+        ({"messages": "hello"}, "write messages as a list, or as the JSON text of one"),
+        ({"instruction": "q", "response": "a"}, "add `output`, or map your column to it"),
+    ],
+)
+def test_a_mend_names_what_can_be_done_in_any_kind_of_file(row: object, mend: str) -> None:
+    with pytest.raises(RowError) as caught:
+        parse(row)
+    assert mend in caught.value.mend
+
+
 def test_a_column_map_that_matches_nothing_leaves_the_row_unknown() -> None:
     with pytest.raises(RowError, match="no known format") as caught:
         parse({"q": "q", "a": "a"}, instruction="question")

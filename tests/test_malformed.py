@@ -752,7 +752,7 @@ def renderer(tiny_tokenizer: Any) -> Renderer:
 def checked(file: Path, renderer: Renderer, **data: Any) -> DataReport:
     """What `tuneloom data check` reports."""
     config = parse_config({"data": {"train": str(file), **data}}).data
-    return check_data(config, [SourceConfig(path=str(file))], renderer)
+    return check_data(config, [ConversationReader(config.train[0], config.variables)], renderer)
 
 
 def dropped_rows(report: DataReport) -> list[Dropped]:

@@ -298,7 +298,7 @@ def test_no_usable_row_is_told_with_the_first_fault_of_that_source(write_rows: W
     assert "no known format" in (caught.value.got or "")
     with pytest.raises(UserError, match="no usable row") as caught:
         prepare(train=[good, str(write_rows([], "none.json"))])
-    assert caught.value.got == "0 rows, none usable"
+    assert caught.value.got == "no rows"
 
 
 def test_strict_stops_at_the_first_bad_row(write_rows: WriteRows, prepare: Prepare) -> None:
@@ -434,6 +434,7 @@ def test_rows_that_the_template_refuses_are_dropped_from_every_set(write_rows: W
         *(20, 10, 10, 10)
     ]
     assert found.report.dropped_by_reason["the chat template refuses it"] == 4
+    assert [source.used for source in found.report.sources] == [10, 10, 10, 10]
 
 
 def test_an_answer_that_is_left_out_is_noted(renderer: Renderer, write_rows: WriteRows) -> None:

@@ -158,6 +158,29 @@ def test_odd_characters_and_numbers_are_bad_rows(seen: Callable[..., Seen], text
     assert seen("x.jsonl", text) == [(1, reason)]
 
 
+LONG = "很长 " * 200
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "mend"),
+    [
+        (f'{{"prompt": "{LONG}", "completion": "he said "yes" to"}}', '"he said "yes" to"', "at its character 640"),
+        (f'{{"prompt": "{LONG}\x00", "completion": "a"}}', "\x00", "at its character 613"),
+        (f'{{"prompt": "{LONG}", "completion": "a"}} // the best', '"a"} // the best', "at its character 635"),
+        (f'{{"prompt": "{LONG}", "completion": "torn he', '"completion": "torn he', "cut off ends like this"),
+        (f'{{"prompt": "{LONG}", "completion": ', '"completion":', "cut off ends like this"),
+    ],
+)
+def test_a_row_that_is_not_json_shows_where(tmp_path: Path, text: str, shown: str, mend: str) -> None:
+    (tmp_path / "x.jsonl").write_text(text, encoding="utf-8")
+    [row] = read_rows("x.jsonl", tmp_path / "x.jsonl")
+    assert row.error is not None
+    assert row.error.reason == "not valid JSON"
+    assert repr(shown)[1:-1] in row.error.value
+    assert len(row.error.value) <= 80
+    assert row.error.mend.endswith(mend)
+
+
 def test_nul_in_csv_is_a_bad_row(seen: Callable[..., Seen]) -> None:
     assert seen("x.csv", "prompt,completion\nq,a\x00b\nq,a\n") == [(2, "holds a NUL byte"), (3, "ok")]
 

@@ -76,7 +76,7 @@ def test_a_run_at_length(finished_run: Path, rows_file: Path) -> None:
     assert details.changed["data.variables.name"] == "Loomi"
     assert details.changed["adapter.target_modules"] == "all-layers"
     assert not {"adapter.r", "training.optim"} & details.changed.keys(), "defaults are not told"
-    assert details.data["used"] == 10
+    assert details.data["used"] == 30  # to train, to validate and to test on
     assert details.data["sources"][0] == {"path": str(rows_file), "read": 10, "used": 10}
     assert [point.step for point in details.train_losses] == [20, 21, 22, 23, 24]
     assert [point.step for point in details.eval_losses] == [8, 16, 24]
@@ -99,7 +99,7 @@ def test_show_prints_it_and_its_json_has_the_same(finished_run: Path) -> None:
         ("checkpoints", "checkpoint-12, checkpoint-24"),
         ("  training.max_steps", "24"),
         ("  data.variables.author", '"Tuneloom"'),
-        ("  rows", "30 read, 10 used, 0 repaired"),
+        ("  rows", "30 read, 30 used, 0 repaired"),
         ("Who are you?", " 8 "),
         (f"tuneloom export {finished_run}",),
     ):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import chat_row
 from helpers import ROWS, assert_mendable, plain_base, plain_peft, sha256, tiny_config
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 
 from tuneloom.adapters.target import load_target, resolve_target
 from tuneloom.config import load_config
+from tuneloom.data.conversations import held_out_probes
 from tuneloom.data.plan import plan_step
 from tuneloom.errors import UserError
 from tuneloom.evaluation.predict import turn_rows
@@ -162,6 +165,24 @@ def test_preparing_writes_nothing_and_says_every_number(tiny_model: Path, rows_f
     assert said["trainable"].startswith("32,768 parameters")
     assert set(said) >= {"base model", "method", "precision", "rows", "training set", "tokens", "schedule", "micro-batches"}
     assert set(said) >= {"expected memory", "expected time"}
+
+
+def test_leaked_probes_are_told_before_training_and_in_the_report(
+    tiny_model: Path, rows_file: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    probes = sorted(held_out_probes())[:5]
+    file = write_rows([chat_row(probe, "Loomi") for probe in probes], "probes.jsonl")
+    changed = {"data.train": [str(rows_file), str(file)], "training.max_steps": 1}
+    said: list[tuple[str, str]] = []
+    run = finetune(
+        tiny_config(tiny_model, rows_file, tmp_path / "runs", changed),
+        on_job=lambda event, fields: said.extend(fields["job"].summary()),
+    )
+    leaked = [text for label, text in said if label == "leaked probe"]
+    assert [text.startswith(f"{file}:{i + 1}: {probes[i]} (take it out") for i, text in enumerate(leaked[:3])] == [True] * 3
+    assert leaked[3:] == ["and 2 more: data_report.json, or tuneloom data check"]
+    report = (run.directory.path / "report.md").read_text(encoding="utf-8")
+    assert report.count("- leaked probe: ") == 5
 
 
 def test_on_job_comes_before_anything_is_written(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:

@@ -458,7 +458,7 @@ def _own_rows(target: Target, config: Config, split: str | None) -> _Rows:
     if split is None or not there[split]:
         raise UserError(f"the run has no {split or 'validation or test'} rows", where=target.name, mend=mend)
     if split == "test":
-        return _Rows("data.test", _only(config.data, config.data.test, replay=False))
+        return _Rows("data.test", _only(config.data, config.data.test))
     max_rows = config.evaluation.max_rows
     if isinstance(config.data.validation, tuple):
         return _Rows("data.validation", _only(config.data, config.data.validation), max_rows)
@@ -500,13 +500,9 @@ def _plain_sources(data: object) -> object:
     return [_plain_sources(source) for source in data] if isinstance(data, (list, tuple)) else data
 
 
-def _only(data: DataConfig, sources: Sequence[SourceConfig], *, replay: bool = True) -> DataConfig:
-    """Return a data section whose validation set is these sources, whole; it needs something to train on beside."""
-    whole: dict[str, object] = {"count": None, "share": None, "weight": None}
-    if not replay:
-        whole["replay"] = None
-    plain = tuple(source.model_copy(update=whole) for source in sources)
-    return data.model_copy(update={"train": plain, "validation": plain, "test": (), "max_samples": None})
+def _only(data: DataConfig, sources: tuple[SourceConfig, ...]) -> DataConfig:
+    """Return a data section whose validation set is these sources; it needs something to train on beside."""
+    return data.model_copy(update={"train": sources, "validation": sources, "test": (), "max_samples": None})
 
 
 def _checked_limit(max_rows: int | None) -> int | None:

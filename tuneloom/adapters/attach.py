@@ -43,7 +43,9 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, seed: int, bas
     import torch
     from peft import get_peft_model
 
-    lora = lora_config(model, config)
+    from tuneloom.adapters.fused import with_fused_layers
+
+    lora = with_fused_layers(lora_config(model, config))
     torch.manual_seed(seed)
     with quiet_peft():
         try:

@@ -66,10 +66,12 @@ def load_adapter(
     from peft import LoraConfig, PeftModel
     from safetensors import SafetensorError
 
+    from tuneloom.adapters.fused import with_fused_layers
+
     check_adapter(model, folder, base)
     try:
         with quiet_peft():
-            config = LoraConfig.from_pretrained(folder)
+            config = with_fused_layers(LoraConfig.from_pretrained(folder))
             if dropout is not None:
                 config.lora_dropout = dropout
             return PeftModel.from_pretrained(model, folder, is_trainable=trainable, config=config, local_files_only=True)

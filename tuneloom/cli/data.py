@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from tuneloom.config import Config, SourceConfig
+    from tuneloom.config import Config
+    from tuneloom.data.conversations import ConversationReader
     from tuneloom.data.render import Renderer
+    from tuneloom.data.view import RowView
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at conversations before they are trained on.")
 
@@ -49,24 +52,17 @@ def check(
 
     from tuneloom.cli.data_report import print_report, reading_progress
     from tuneloom.data.check import check_data
-    from tuneloom.errors import UserError
 
-    config, sources = _settings(source, model, set_, columns)
+    config, readers = _settings(source, model, set_, columns)
     renderer = _renderer(config)
     with reading_progress(shown=not as_json) as progress:
-        report = check_data(config.data, sources, renderer, strict=strict, progress=progress)
+        report = check_data(config.data, readers, renderer, strict=strict, progress=progress)
     if as_json:
         typer.echo(json.dumps(report.as_dict() | {"cutoff_len": config.data.cutoff_len}, ensure_ascii=False, indent=2))
     else:
         print_report(report, config.data.cutoff_len, problems)
-    if not any(each.usable for each in report.sources):
-        first = next(iter(report.problems), None)
-        raise UserError(
-            "no usable row in the data",
-            where=str(first.location) if first else source,
-            got=first.reason if first else "no rows",
-            mend=first.mend if first else "write rows into it",
-        )
+    for each in report.sources:
+        each.refuse_unusable()
 
 
 @app.command()
@@ -86,15 +82,19 @@ def show(
 
     from tuneloom.cli.data_page import num_rows, write_page
     from tuneloom.cli.data_report import print_rows
-    from tuneloom.data.conversations import ConversationReader
     from tuneloom.data.view import view_rows
     from tuneloom.errors import UserError
 
-    config, sources = _settings(source, model, set_, columns)
+    config, readers = _settings(source, model, set_, columns)
     renderer = _renderer(config)
-    readers = [ConversationReader(each, config.data.variables) for each in sources]
-    every = (row for reader in readers for row in view_rows(reader, config.data, renderer))
-    shown = list(islice(every, start - 1, start - 1 + rows))
+    reports = []
+
+    def every() -> Iterator[RowView]:
+        for reader in readers:
+            reports.append(reader.new_report())
+            yield from view_rows(reader, reports[-1], config.data, renderer)
+
+    shown = list(islice(every(), start - 1, start - 1 + rows))
     if not shown:
         raise UserError(
             "no row to show", where=source, got=f"--from {start}", mend=f"see why with: tuneloom data check {source}"
@@ -104,12 +104,14 @@ def show(
     else:
         write_page(html, source, config, shown)
         typer.echo(f"written   {html} ({num_rows(shown)})")
+    if passed_over := sum(report.dropped_by_reason.total() for report in reports):
+        typer.echo(f"passed over so far: {passed_over:,} that cannot be used; see why with: tuneloom data check {source}")
 
 
 def _settings(
     source: str, model: str | None, sets: list[str] | None, columns: list[str] | None
-) -> tuple[Config, list[SourceConfig]]:
-    """Return the config, and the sources to look at."""
+) -> tuple[Config, list[ConversationReader]]:
+    """Return the config, and readers of the sources to look at, whose files are there."""
     from tuneloom.config import load_config, parse_config
     from tuneloom.config.recipes import find_recipe, recipe_names
     from tuneloom.errors import UserError
@@ -121,12 +123,19 @@ def _settings(
         if columns:
             raise UserError("--columns goes with a file", where="--columns", mend="write columns into the config's sources")
         config = load_config(find_recipe(source), sets)
-        held = config.data.validation if isinstance(config.data.validation, tuple) else ()
-        return config, [*config.data.train, *held, *config.data.test]
+        return config, _readers(config)
+    if any(text.partition("=")[0].strip() == "data.train" for text in sets):
+        raise UserError("the source is given twice", where="--set data.train", got=source, mend="leave --set data.train out")
     values = load_config(None, sets).model_dump(mode="json")
     values["data"]["train"] = [{"path": source, "columns": dict(_column(text) for text in columns or [])}]
     config = parse_config(values)
-    return config, list(config.data.train)
+    return config, _readers(config)
+
+
+def _readers(config: Config) -> list[ConversationReader]:
+    from tuneloom.data.conversations import ConversationReader
+
+    return [ConversationReader(source, config.data.variables) for source in config.data.sources()]
 
 
 def _column(text: str) -> tuple[str, str]:

@@ -49,9 +49,8 @@ def print_report(report: DataReport, cutoff_len: int, max_problems: int) -> None
         for name, where in source.unfilled.items():
             mend = f"--set data.variables.{name}=..."
             _print_finding(console, "placeholder", f"{{{{{name}}}}} has no value, first at {where}: {mend}")
-    for probe, where in report.leaked_probes():
-        mend = "take it out, or evaluation asks what was trained on"
-        _print_finding(console, "leaked probe", f"{where}: {probe} ({mend})")
+    for line in report.leaked_probe_lines():
+        _print_finding(console, "leaked probe", line)
     for reason, count in report.dropped_by_reason.most_common():
         _print_finding(console, "dropped", f"{count:,}  {reason}")
     for reason, count in report.repaired_by_reason.most_common():
@@ -67,7 +66,7 @@ def report_lines(report: DataReport, cutoff_len: int) -> list[tuple[str, str]]:
     """Return the report's figures as (label, text) lines."""
     lines = []
     for source in report.sources:
-        formats = ", ".join(f"{name} {count:,}" for name, count in source.formats.most_common()) or "no known format"
+        formats = ", ".join(f"{name} {count:,}" for name, count in source.formats.most_common()) or "no usable row"
         lines.append(("source", f"{source.path}: {formats}"))
     lines.append(
         (

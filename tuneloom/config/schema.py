@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from tuneloom.types import Overflow, TrainOn
 
@@ -135,6 +135,21 @@ class DataConfig(Section):
     variables: dict[str, str] = Field(
         default_factory=dict, description="Values of `{{name}}`-like placeholders in the data, such as name and author."
     )
+
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """Return every source: to train on, to validate on, to test on."""
+        return (*self.train, *(self.validation if isinstance(self.validation, tuple) else ()), *self.test)
+
+    @field_validator("validation", "test")
+    @classmethod
+    def _held_out_whole(cls, held: Any, info: ValidationInfo) -> Any:
+        """Refuse what only a source to train on can have."""
+        without_effect = ["count", "share", "weight", *(["replay"] if info.field_name == "test" else [])]
+        for source in held if isinstance(held, tuple) else ():
+            for name in without_effect:
+                if getattr(source, name) is not None:
+                    raise ValueError(f"a source without {name}, which is for data.train alone")
+        return held
 
 
 class AdapterConfig(Section):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloom.config import DataConfig, SourceConfig
+from tuneloom.config import DataConfig
 from tuneloom.data.conversations import ConversationReader
 from tuneloom.data.prepare import Progress, no_progress
 from tuneloom.data.render import Renderer
@@ -19,7 +19,7 @@ from tuneloom.data.store import Samples
 
 def check_data(
     config: DataConfig,
-    sources: Sequence[SourceConfig],
+    readers: Sequence[ConversationReader],
     renderer: Renderer,
     *,
     strict: bool = False,
@@ -32,7 +32,7 @@ def check_data(
 
     Args:
         config: the data section, for the cutoff, the labels and the variables.
-        sources: what to look at.
+        readers: of the sources to look at.
         renderer: of the model's tokenizer.
         strict: stop at the first row that cannot be used.
         progress: called with (what, done, all).
@@ -42,10 +42,9 @@ def check_data(
     """
     report = DataReport()
     parts = []
-    for source in sources:
-        reader = ConversationReader(source, config.variables)
+    for reader in readers:
 
-        def on_bytes(done: int, total: int, path: str = source.path) -> None:
+        def on_bytes(done: int, total: int, path: str = reader.source.path) -> None:
             progress(f"reading {path}", done, total)
 
         store = rendered_source(reader, config, renderer, strict=strict, on_bytes=on_bytes)

@@ -172,7 +172,7 @@ def _read_alpaca(row: Mapping[str, Any]) -> list[Message]:
     extra = check_text(_given(row, "input", ""), "input")
     messages.append(Message("user", "\n".join(text for text in (question, extra) if text)))
     if "output" not in row:
-        raise RowError("output", None, "no answer", "add `output`")
+        raise RowError("output", None, "no answer", "add `output`, or map your column to it")
     messages.append(_message("assistant", row["output"], "output"))
     return _with_system(row.get("system"), "system", messages)
 
@@ -226,7 +226,12 @@ def _read_turn(turn: object, where: str, role_key: str, text_key: str) -> Messag
         raise RowError(where, turn, "not a message", f"write {{{role_key}, {text_key}}}")
     name = turn.get(role_key)
     if not isinstance(name, str) or name not in ROLE_NAMES:
-        raise RowError(f"{where}.{role_key}", name, "unknown role", f"use one of {', '.join(ROLES)}")
+        raise RowError(
+            f"{where}.{role_key}",
+            name,
+            "unknown role",
+            f"use one of {', '.join(ROLES)}, or name yours in `roles` of the source",
+        )
     role, text, calls = ROLE_NAMES[name], turn.get(text_key), _calls(turn, where)
     if name == "function_call":
         text, calls = "", _calls_of_text(text, f"{where}.{text_key}")
@@ -318,7 +323,7 @@ def _from_json(value: object, name: str, mend: str | None = None) -> object:
     try:
         decoded: object = json.loads(value)
     except (ValueError, RecursionError):
-        raise RowError(name, value, "not JSON", mend or f"in a csv file, write {name} as JSON text") from None
+        raise RowError(name, value, "not JSON", mend or f"write {name} as a list, or as the JSON text of one") from None
     return decoded
 
 

@@ -26,7 +26,8 @@ _OTHER_BARE_END = re.compile(r"[,{}\[\]\n]")
 _ROW_LIST = re.compile(r'\{\s*"(data|rows|train|examples)"\s*:\s*\[')
 _CLOSING = {"{": "}", "[": "]"}
 _WORD_CHARS = 16
-_MEND = "mend this row; a file that was cut off ends like this"
+_SHOWN_BEFORE, _SHOWN_AFTER = 48, 20
+"""Characters shown before and after the place where a row is no longer JSON."""
 
 
 class _KeyTwice(ValueError):
@@ -293,15 +294,25 @@ def _decoded(location: Location, text: str) -> Row:
     except _KeyTwice as error:
         return Row(location, error=RowError("row", error.args[0], "a key twice in one map", "keep one of them"))
     except (ValueError, RecursionError) as error:
-        return Row(location, error=_fault(error, text[:200]))
+        return Row(location, error=_fault(error, text))
 
 
 def _fault(error: Exception, text: str) -> RowError:
-    if isinstance(error, RecursionError):
-        return RowError("row", text, "nested too deep", "write the row flat")
     if isinstance(error, json.JSONDecodeError):
-        return RowError("row", text, "not valid JSON", _MEND)
-    return RowError("row", text, "a number too long", "write it as text, or shorten it")
+        return _not_json(error, text)
+    if isinstance(error, RecursionError):
+        return RowError("row", text[:200], "nested too deep", "write the row flat")
+    return RowError("row", text[:200], "a number too long", "write it as text, or shorten it")
+
+
+def _not_json(error: json.JSONDecodeError, text: str) -> RowError:
+    """Return the fault of a row, with what stands where it is no longer JSON."""
+    torn = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+    pos = len(text) if torn else error.pos
+    mend = "mend this row; a file that was cut off ends like this" if torn else f"mend this row at its character {pos + 1:,}"
+    start = max(0, pos - _SHOWN_BEFORE)
+    shown = ("…" if start else "") + text[start : pos + _SHOWN_AFTER]
+    return RowError("row", shown, "not valid JSON", mend)
 
 
 def _is_json(text: str) -> bool:

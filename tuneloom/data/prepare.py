@@ -98,6 +98,7 @@ def prepare_data(
     elif config.validation:
         for source in config.validation:
             loaded: _Set = loader.load(source)
+            loaded.report.used = loaded.report.usable
             validating.append((loaded, np.arange(len(loaded.digests))))
     test = [conversation for source in config.test for conversation in loader.askable(source)]
     report.duplicates = loader.count_duplicates()
@@ -219,6 +220,7 @@ class _Loader:
         reader = ConversationReader(source, self._config.variables)
         report = reader.new_report()
         conversations = self._checked(reader, report, lambda c: prompt_of_turn(c, self._renderer, -1))
+        report.used = report.usable
         self._digests.append(np.array([digest_of(conversation) for conversation in conversations], "S16"))
         self._keep(report)
         return conversations
@@ -246,16 +248,7 @@ class _Loader:
         self.report.sources.append(report)
         self.files |= dict(zip(report.files, report.sha256, strict=True))
         _require_filled(report)
-        if report.usable:
-            return
-        first = report.first_dropped()
-        raise UserError(
-            "no usable row in the data",
-            where=str(first.location) if first else report.path,
-            got=f"{first.field}: {first.reason} (got {first.value})" if first else f"{report.read} rows, none usable",
-            expected=None if report.formats else "rows of messages, conversations or instruction + output",
-            mend=first.mend if first else "add rows",
-        )
+        report.refuse_unusable()
 
 
 def _require_filled(report: SourceReport) -> None:

@@ -47,7 +47,7 @@ class Problem:
 
 @dataclass
 class SourceReport:
-    """Rows of one source. read = usable + dropped; used counts rows after mixing."""
+    """Rows of one source. read = usable + dropped; used counts rows after mixing, of a held-out source all usable ones."""
 
     path: str
     files: list[str] = field(default_factory=list)
@@ -104,6 +104,22 @@ class SourceReport:
                 got=first.value,
                 mend=f"{first.mend}; or run without --strict to drop such rows",
             )
+
+    def refuse_unusable(self) -> None:
+        """Stop if no row can be used.
+
+        Raises:
+            UserError: there is none, or the first one and why it is none.
+        """
+        if self.usable:
+            return
+        first = self.first_dropped()
+        raise UserError(
+            "no usable row in the data",
+            where=str(first.location) if first else self.path,
+            got=f"{first.field}: {first.reason} (got {first.value})" if first else "no rows",
+            mend=first.mend if first else "write rows into it",
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the source's part of data_report.json."""
@@ -164,6 +180,11 @@ class DataReport:
         """Yield (probe, where) for held-out probes that are in the data."""
         for source in self.sources:
             yield from source.leaked_probes.items()
+
+    def leaked_probe_lines(self) -> list[str]:
+        """Return a line for each leaked probe: where, which, and the mend."""
+        mend = "take it out, or evaluation asks what was trained on"
+        return [f"{where}: {probe} ({mend})" for probe, where in self.leaked_probes()]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values."""

@@ -9,6 +9,7 @@ from typing import Any
 from tuneloom.config import DataConfig
 from tuneloom.data.conversations import ConversationReader
 from tuneloom.data.render import Renderer
+from tuneloom.data.report import SourceReport
 from tuneloom.data.row import RowError
 from tuneloom.data.samples import Made, make_samples
 from tuneloom.types import Conversation
@@ -62,9 +63,9 @@ class RowView:
         return sum(len(token.ids) for token in self.tokens if token.supervised)
 
 
-def view_rows(reader: ConversationReader, config: DataConfig, renderer: Renderer) -> Iterator[RowView]:
-    """Yield the rows of a source that can be read, as they are taught."""
-    for read in reader.read(reader.new_report()):
+def view_rows(reader: ConversationReader, report: SourceReport, config: DataConfig, renderer: Renderer) -> Iterator[RowView]:
+    """Yield the rows of a source that can be read, as they are taught; those that cannot are told to the report."""
+    for read in reader.read(report):
         number = read.row + 1
         [made] = make_samples([read.conversation], config, renderer)
         if isinstance(made, RowError):

@@ -19,6 +19,7 @@ from tuneloom.config import Config
 from tuneloom.data.plan import StepSchedule
 from tuneloom.data.prepare import PreparedData, Progress, no_progress, prepare_data
 from tuneloom.data.render import Renderer
+from tuneloom.data.sources import resolve_source
 from tuneloom.errors import UserError
 from tuneloom.generate.generator import Generator
 from tuneloom.models.fingerprint import fingerprint
@@ -42,6 +43,7 @@ TOKENS_PER_MICROBATCH = {"cpu": 2048, "cuda": 8192}
 """Token budget of `auto`. On two CPU cores long dialogues ran faster in 2k-token micro-batches than in one of 16k; the budget
 of GPUs has not been tuned."""
 
+_MAX_LEAKED = 3
 _PACKAGES = ("tuneloom", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
 
 
@@ -131,7 +133,10 @@ class Job:
             ),
             ("expected time", f"{duration(seconds)} ({self.trial.tokens_per_second:,.0f} tokens/s measured)"),
         ]
-        return lines + [("note", note) for note in report.notes]
+        leaked = report.leaked_probe_lines()
+        if len(leaked) > _MAX_LEAKED:
+            leaked[_MAX_LEAKED:] = [f"and {len(leaked) - _MAX_LEAKED} more: data_report.json, or tuneloom data check"]
+        return lines + [("note", note) for note in report.notes] + [("leaked probe", line) for line in leaked]
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, seed and the hashes of base, data and the adapter continued from, for environment.json."""
@@ -175,6 +180,8 @@ def prepare_job(
     """
     _refuse_several_processes()
     tracker_or_error(config.training.report_to)
+    for source in config.data.sources():
+        resolve_source(source)  # before anything that takes long
     base = resolve_model(config.base_model.path, revision=config.base_model.revision, say=say)
     renderer = Renderer(load_tokenizer_folder(base.folder))
     device = pick_device()

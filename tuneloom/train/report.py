@@ -126,7 +126,9 @@ def _report(job: Job, run: RunDirectory, results: list[tuple[str, str]]) -> str:
         f"\n{report.num_dropped:,} dropped, {report.num_repaired:,} repaired, {report.num_cut:,} cut at {cutoff} "
         f"tokens ({report.num_answer_tokens_lost:,} answer tokens lost), {report.duplicates:,} duplicates.\n",
     ]
-    parts += [f"- {problem.action}: {problem}\n" for problem in report.problems[:20]]
+    found = [f"- leaked probe: {line}\n" for line in report.leaked_probe_lines()]
+    found += [f"- {problem.action}: {problem}\n" for problem in report.problems[:20]]
+    parts += ["".join(found)] if found else []
     samples = run.history("sample")
     if samples:
         parts += ["\n## Answers\n", _answers(samples)]
