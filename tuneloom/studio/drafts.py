@@ -1,8 +1,8 @@
 """What the form of a new run holds, kept on disk: a refresh, a second tab and a studio that starts again find it.
 
-    RUNS/.studio/drafts/draft.json     the form's values, and the number by which Start is one wish
-    RUNS/.studio/drafts/<number>.yaml  the config that a run was started with
-    RUNS/.studio/uploads/<id>/<name>   data files that were uploaded
+RUNS/.studio/drafts/draft.json     the form's values, and the number by which Start is one wish
+RUNS/.studio/drafts/<number>.yaml  the config that a run was started with
+RUNS/.studio/uploads/<id>/<name>   data files that were uploaded
 """
 
 from __future__ import annotations
@@ -146,7 +146,5 @@ def read_text(text: str) -> dict[str, Any]:
             values = load_config(file).model_dump(mode="json")
         except UserError as error:
             where = (error.where or "").replace(str(file), PASTED)
-            raise UserError(
-                error.what, where=where or None, got=error.got, expected=error.expected, mend=error.mend
-            ) from None
+            raise UserError(error.what, where=where or None, got=error.got, expected=error.expected, mend=error.mend) from None
     return values

@@ -267,18 +267,17 @@ def _remove(values: dict[str, Any], key: str) -> bool:
     for end in range(len(parts), 0, -1):
         node: Any = values
         for part in parts[: end - 1]:
-            node = node[part] if isinstance(node, (dict, list)) and _has(node, part) else None
-        if isinstance(node, dict) and parts[end - 1] in node:
+            node = node[part] if _has(node, part) else None
+        if _has(node, parts[end - 1]):
             del node[parts[end - 1]]
-            return True
-        if isinstance(node, list) and _has(node, parts[end - 1]):
-            del node[parts[end - 1]]  # type: ignore[arg-type]
             return True
     return False
 
 
 def _has(node: Any, part: str | int) -> bool:
-    return part in node if isinstance(node, dict) else isinstance(part, int) and 0 <= part < len(node)
+    if isinstance(node, dict):
+        return part in node
+    return isinstance(node, list) and isinstance(part, int) and 0 <= part < len(node)
 
 
 def setting_key(key: str, known: typing.Container[str]) -> str:

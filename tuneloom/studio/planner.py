@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from tuneloom.config import Config, SourceConfig, parse_config
 from tuneloom.errors import UserError
@@ -75,8 +75,7 @@ class Planner:
         except Absent as error:
             return {"absent": str(error)}
         except _Mistake as mistake:
-            error = mistake.error
-            facts = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "mend")}
+            facts = {name: getattr(mistake.error, name) for name in ("what", "where", "got", "expected", "mend")}
             return {"error": facts, "key": _key(mistake)}
 
     def _plan(self, config: Config, runs: Path, tell: Answer) -> dict[str, Any]:
@@ -170,7 +169,7 @@ class _Replay:
 
         precision = choose_precision(self._config.training.precision, pick_device())
         try:
-            return replay_samples(self, conversations, fingerprint(self._base.folder), precision.name, no_progress)
+            return replay_samples(cast(Any, self), conversations, fingerprint(self._base.folder), precision.name, no_progress)
         except Absent:
             self.approximate = True
             return [self._written(conversation) for conversation in conversations]

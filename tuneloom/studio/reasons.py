@@ -94,4 +94,3 @@ def _is_hub_id(path: Any) -> bool:
 
 def _short(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)[:40]
-
