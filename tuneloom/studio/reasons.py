@@ -18,10 +18,10 @@ def reasons(values: dict[str, Any]) -> dict[str, Reason]:
     found: dict[str, Reason] = {"output_dir": ("new.why_output_dir", {})}
     for key, decides, acts in _OVERRULED:
         if acts(get(values, decides)):
-            found[key] = ("new.why_decides", {"key": decides, "value": _short(get(values, decides))})
+            found[key] = ("new.why_decides", {"setting": decides, "value": _short(get(values, decides))})
     for key, needed in _NEEDS:
         if not get(values, needed):
-            found[key] = ("new.why_needs", {"key": needed})
+            found[key] = ("new.why_needs", {"setting": needed})
     if get(values, "base_model.quantization") == "none" and installed_version("bitsandbytes") is None:
         found["base_model.quantization"] = (
             "new.why_missing",
@@ -44,7 +44,7 @@ def source_reasons(source: dict[str, Any], prefix: str) -> dict[str, Reason]:
     if given:
         for key in sizes:
             if key not in given:
-                found[f"{prefix}.{key}"] = ("new.why_decides", {"key": given[0], "value": _short(source[given[0]])})
+                found[f"{prefix}.{key}"] = ("new.why_decides", {"setting": given[0], "value": _short(source[given[0]])})
     if not _is_hub_id(source.get("path")):
         for key, unset in (("subset", None), ("split", "train"), ("revision", None)):
             if source.get(key, unset) == unset:

@@ -44,6 +44,7 @@ class Form:
         values: a config's values, wrong ones among them.
         config: the same as a config, None while something is wrong.
         mistakes: by the key of the setting.
+        reasons: why controls are disabled, by the key of the setting.
         counted: the planner's last answer; empty while there is none.
         reports: the planner's last answer on each source of the user's own, by path.
         counting: whether an answer is on its way.
@@ -61,7 +62,7 @@ class Form:
         self.reports: dict[str, dict[str, Any]] = {}
         self.frozen = False
         self.wanted_name = False
-        self._watching: list[tuple[Element, Callable[[], object]]] = []
+        self._watching: list[tuple[Element, Callable[[], object], bool]] = []
         self._showing = False
         self._due: float | None = time.monotonic()
         self._asked: dict[str, int] = {}
@@ -69,6 +70,7 @@ class Form:
         self.config: Config | None
         self.mistakes: dict[str, UserError]
         self.config, self.mistakes = check(self.values)
+        self.reasons = reasons(self.values)
 
     @property
     def values(self) -> Values:
@@ -78,9 +80,15 @@ class Form:
     def counting(self) -> bool:
         return self._due is not None or "" in self._asked
 
-    def watch(self, element: Element, show: Callable[[], object]) -> None:
-        """Call `show` now and after each change, as long as an element is on the page."""
-        self._watching.append((element, show))
+    def watch(self, element: Element, show: Callable[[], object], *, counts: bool = False) -> None:
+        """Call `show` now and after each change, as long as an element is on the page.
+
+        Args:
+            element: that it shows something in.
+            show: is told.
+            counts: tell it of the planner's answers too.
+        """
+        self._watching.append((element, show, counts))
         self._show(show)
 
     def change(self, act: Callable[[Values], object], by: Element | None = None) -> None:
@@ -104,13 +112,14 @@ class Form:
         self.draft = draft
         self.stamp = self.drafts.stamp()
         self.config, self.mistakes = check(self.values)
+        self.reasons = reasons(self.values)
         self._due = time.monotonic() + _DEBOUNCE_SECONDS
         self.show(by)
 
     def show(self, by: Element | None = None) -> None:
         """Have everything shown anew but the control that is being typed in."""
-        self._watching = [(element, show) for element, show in self._watching if not element.is_deleted]
-        for element, show in list(self._watching):
+        self._watching = [watching for watching in self._watching if not watching[0].is_deleted]
+        for element, show, _ in list(self._watching):
             if element is not by and not element.is_deleted:
                 self._show(show)
 
@@ -174,8 +183,8 @@ class Form:
 
     def show_counts(self) -> None:
         """Have the planner's answers shown; controls of settings stay as they are."""
-        for element, show in list(self._watching):
-            if not element.is_deleted and getattr(show, "counts", True):
+        for element, show, counts in list(self._watching):
+            if counts and not element.is_deleted:
                 self._show(show)
 
     def mistake_at(self, key: str) -> str | None:
@@ -212,7 +221,7 @@ def section_controls(form: Form, section: str) -> None:
     with ui.element("div").classes("grid2 new-settings"):
         for setting in settings():
             if setting.section == section:
-                control(form, setting, lambda: reasons(form.values))
+                control(form, setting, lambda: form.reasons)
 
 
 def control(form: Form, setting: Setting, why: Callable[[], dict[str, Any]]) -> None:
@@ -245,7 +254,7 @@ def control(form: Form, setting: Setting, why: Callable[[], dict[str, Any]]) -> 
         made.props(add="error" if wrong else None, remove=None if wrong else "error")
         made.set_enabled(reason is None or wrong is not None)
 
-    form.watch(hint, show)
+    form.watch(hint, show, counts=True)
     form.watch(made, show_value)
 
 
@@ -333,7 +342,7 @@ def _source_list(form: Form, setting: Setting) -> None:
                 for number in range(len(sources)):
                     _source(form, key, number)
 
-    form.watch(hint, show)
+    form.watch(hint, show, counts=True)
 
 
 def _append(values: Values, key: str) -> None:
@@ -378,15 +387,27 @@ def _source(form: Form, key: str, number: int) -> None:
 
         form.change(act)
 
-    with ui.element("div").classes("panel new-source"):
-        with ui.element("div").classes("line"):
-            title = ui.label("").classes("strong ellipsis").style("flex:1;min-width:0")
-            bin_ = ui.button("×", on_click=remove).props("flat dense")
-            bin_.props["aria-label"] = texts("new.remove", name=prefix)
-        with ui.element("div").classes("grid2 new-settings"):
-            for setting in source_settings(prefix):
-                control(form, setting, lambda: source_reasons(get(form.values, prefix) or {}, prefix))
-    form.watch(title, lambda: title.set_text(str(get(form.values, f"{prefix}.path") or texts("new.source", number=number + 1))))
+    made: list[str] = []
+
+    def opened(event: Any) -> None:
+        if event.value and not made:
+            made.append(prefix)
+            with expansion, ui.element("div").classes("grid2 new-settings"):
+                for setting in source_settings(prefix):
+                    control(form, setting, lambda: source_reasons(get(form.values, prefix) or {}, prefix))
+
+    with ui.element("div").classes("line").style("flex-wrap:nowrap;align-items:flex-start"):
+        expansion = ui.expansion("", on_value_change=opened).classes("new-source new-grow")
+        away = ui.button("×", on_click=remove).props("flat dense")
+        away.props["aria-label"] = texts("new.remove", name=prefix)
+
+    def show() -> None:
+        path = get(form.values, f"{prefix}.path")
+        expansion.set_text(str(path or texts("new.source", number=number + 1)))
+        if not path:
+            expansion.open()
+
+    form.watch(expansion, show)
 
 
 def section_of(key: str) -> str:

@@ -98,7 +98,7 @@ def _hint(form: Form, key: str) -> None:
         hint.set_text(form.mistake_at(key) or "")
         hint.set_visibility(bool(hint.text))
 
-    form.watch(hint, show)
+    form.watch(hint, show, counts=True)
 
 
 def ask_data(form: Form) -> None:
@@ -194,7 +194,7 @@ def _own_sources(form: Form) -> None:
                 for path, report in wanted:
                     _own_source(form, path, report)
 
-    form.watch(box, show)
+    form.watch(box, show, counts=True)
 
 
 def _own_source(form: Form, path: str, answer: dict[str, Any] | None) -> None:
@@ -298,7 +298,7 @@ def _variable(form: Form, name: str) -> None:
         missing = form.wanted_name and not questions.variable(form.values, name) and questions.needs_name(form.values)
         hint.set_text(texts(f"new.{name}_needed") if missing else form.mistake_at(key) or "")
 
-    form.watch(hint, show)
+    form.watch(hint, show, counts=True)
     form.watch(box, lambda: box.set_value(questions.variable(form.values, name)))
 
 

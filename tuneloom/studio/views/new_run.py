@@ -31,17 +31,23 @@ def add(studio: Studio) -> None:
         with frame(studio, request, "frame.new_run") as texts:
             form = Form(studio, drafts, planning, texts)
             with ui.element("div").classes("new-page"):
-                with ui.element("div").classes("stack"):
+                with ui.element("div").classes("stack new-asked"):
                     _questions(form)
+                with ui.element("div").classes("new-summary"):
+                    _aside(form)
+                with ui.element("div").classes("new-all"):
                     _advanced(form)
-                with ui.element("aside").classes("stack new-aside").props(f'aria-label="{texts("new.summary")}"'):
-                    _summary(form)
-                    _yaml(form)
-                    _load(form)
             ui.timer(_TICK_SECONDS, lambda: form.tick(questions.own_paths(form.values)))
             ui.timer(_FOLLOW_SECONDS, form.follow)
 
     del page
+
+
+def _aside(form: Form) -> None:
+    with ui.element("aside").classes("stack new-aside").props(f'aria-label="{form.texts("new.summary")}"'):
+        _summary(form)
+        _yaml(form)
+        _load(form)
 
 
 def _questions(form: Form) -> None:
@@ -123,7 +129,7 @@ def _summary(form: Form) -> None:
         note.set_visibility(bool(note.text))
         _show_mistakes(form, mistakes)
 
-    form.watch(name, show)
+    form.watch(name, show, counts=True)
 
 
 def _figure(label: str) -> tuple[Any, Any]:
