@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloom.config import TrainingConfig
 from tuneloom.types import IGNORE_INDEX, MicroBatch, Sample, StepPlan
@@ -51,6 +52,17 @@ class StepSchedule:
     def epochs_done(self, step: int) -> float:
         """Return how many epochs are done after `step` steps."""
         return step / self.steps_per_epoch
+
+    def num_tokens(self, lengths: NDArray[np.integer]) -> int:
+        """Return the input tokens of all steps: of each sample all but the last, which is a label only.
+
+        Args:
+            lengths: the samples' tokens.
+        """
+        whole, rest = divmod(self.num_steps, self.steps_per_epoch)
+        inputs = lengths.astype(np.int64) - 1
+        last = [index for step in range(whole * self.steps_per_epoch, self.num_steps) for index in self.indices(step)]
+        return whole * int(inputs.sum()) + (int(inputs[last].sum()) if rest else 0)
 
     def due(self, every: int | str | None, step: int) -> bool:
         """Whether something that happens at an interval happens after `step` steps."""

@@ -69,12 +69,7 @@ class Job:
     @property
     def num_tokens(self) -> int:
         """Input tokens of the whole training."""
-        lengths = self.data.train.column("tokens")
-        if self.schedule.num_steps % self.schedule.steps_per_epoch == 0:
-            per_epoch = int(lengths.sum()) - len(lengths)
-            return per_epoch * (self.schedule.num_steps // self.schedule.steps_per_epoch)
-        steps = (self.schedule.indices(step) for step in range(self.schedule.num_steps))
-        return sum(int(lengths[step].sum()) - len(step) for step in steps)
+        return self.schedule.num_tokens(self.data.train.column("tokens"))
 
     def plan(self) -> dict[str, Any]:
         """Return the measured choices, for plan.json."""

@@ -1,0 +1,96 @@
+"""The studio's end of the planner: starts it when it is first asked, hands requests over, keeps answers until fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+_LOG = "planner.log"
+
+
+class Planning:
+    """A planner process and what it has answered.
+
+    Args:
+        runs: the folder of runs.
+    """
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._last = 0
+        self._asked: dict[int, dict[str, Any]] = {}
+        """By id: empty until something is told of it."""
+
+    def ask(self, page: str, do: Literal["plan", "check"], config: dict[str, Any], path: str = "") -> int:
+        """Hand a request over and return its number.
+
+        Args:
+            page: who asks; of several requests of one page the newest is answered.
+            do: what is asked for.
+            config: a config's values.
+            path: of the source to check.
+        """
+        with self._lock:
+            self._last += 1
+            request = {"id": self._last, "page": page, "do": do, "config": config, "path": path, "runs": str(self.runs)}
+            self._asked[self._last] = {}
+            try:
+                stdin = self._running().stdin
+                assert stdin is not None
+                stdin.write(json.dumps(request, ensure_ascii=False) + "\n")
+                stdin.flush()
+            except OSError as error:
+                self._asked[self._last] = {"fault": str(error)}
+            return self._last
+
+    def told(self, number: int) -> dict[str, Any] | None:
+        """Return the newest answer to a request: empty or a `progress` so far, None where it was fetched or let go."""
+        with self._lock:
+            answer = self._asked.get(number)
+            if answer and "progress" not in answer:
+                del self._asked[number]
+            return answer
+
+    def forget(self, number: int) -> None:
+        """Let go of a request that nobody waits for any more."""
+        with self._lock:
+            self._asked.pop(number, None)
+
+    def _running(self) -> subprocess.Popen[str]:
+        """Return the process, started where there is none."""
+        if self._process is None or self._process.poll() is not None:
+            folder = self.runs / ".studio"
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / _LOG, "wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "tuneloom.studio.planner"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    encoding="utf-8",
+                    env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+                )
+            threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+        return self._process
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):
+                answer = json.loads(line)
+                with self._lock:
+                    if answer.get("id") in self._asked:
+                        self._asked[answer["id"]] = answer
+        with self._lock:
+            if process is self._process:
+                for number in self._asked:
+                    self._asked[number] = {"fault": f"the planner ended; see {self.runs / '.studio' / _LOG}"}
