@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,8 +139,7 @@ class Jobs:
         except FileExistsError:
             return self._there(key)
         job = Job(key, kind, tuple(arguments), dict(about or {}), round(time.time(), 3), folder)
-        stored = {name: value for name, value in asdict(job).items() if name != "folder"}
-        write_atomically(folder / "job.json", json.dumps(stored, ensure_ascii=False, indent=2) + "\n")
+        _write(job)
         with open(job.log, "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tuneloom.studio.child", str(folder)],
@@ -195,6 +194,10 @@ class Jobs:
             os.kill(pid, signal.SIGTERM)
         return True
 
+    def amend(self, job: Job, **about: Any) -> None:
+        """Change what is kept about a job, as when its run gets another name."""
+        _write(replace(job, about={**job.about, **about}))
+
     def _there(self, key: str) -> Job:
         """Return the job of a folder that another call has just made."""
         for _ in range(100):
@@ -202,6 +205,11 @@ class Jobs:
                 return job
             time.sleep(0.02)
         raise ValueError(f"a job that was never written: {key}")
+
+
+def _write(job: Job) -> None:
+    stored = {name: value for name, value in asdict(job).items() if name != "folder"}
+    write_atomically(job.folder / "job.json", json.dumps(stored, ensure_ascii=False, indent=2) + "\n")
 
 
 def _read(file: Path) -> dict[str, Any]:
