@@ -15,7 +15,7 @@ from test_runs import make_run
 
 from tuneloom.rundir import METRICS, RunDirectory
 from tuneloom.runs import summarise
-from tuneloom.studio.listing import RunListing
+from tuneloom.studio.listing import NOTES, RunListing
 from tuneloom.studio.series import Curve, Smoother, Thinned, smoothing_window
 from tuneloom.studio.tail import RunTail
 
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def losses(tail: RunTail) -> list[tuple[int, float]]:
-    return tail.curves["loss"].raw.points()
+    return tail.curves()["loss"].raw.points()
 
 
 def assert_as_history(tail: RunTail) -> None:
@@ -98,7 +98,7 @@ def test_a_resume_cuts_what_it_goes_back_behind(run: RunDirectory) -> None:
     tail.update()
     assert_as_history(tail)
     assert losses(tail)[1:] == [(2, 2.5), (3, 2.0)]
-    assert tail.curves["eval_loss"].raw.points() == [(2, 2.75)]
+    assert tail.curves()["eval_loss"].raw.points() == [(2, 2.75)]
     assert tail.generation > generation
 
 
@@ -173,7 +173,7 @@ def test_a_hundred_thousand_steps_cost_each_line_once(run: RunDirectory) -> None
             file.write(f'{{"event": "step", "step": {i}, "loss": {99.0 if i == 55_555 else 1 + i % 7 / 10}, "time": {i}}}\n')
     tail = RunTail(run.path)
     tail.update()
-    curve = tail.curves["loss"]
+    curve = tail.curves()["loss"]
     assert tail.num_steps() == num
     assert tail.bytes_read == run.metrics.stat().st_size
     assert max(len(curve.raw.points()), len(curve.smooth.points())) <= 2000
@@ -185,7 +185,9 @@ def test_a_hundred_thousand_steps_cost_each_line_once(run: RunDirectory) -> None
     append(run, step(num + 1))
     tail.update()
     assert tail.bytes_read - before[0] < 100
+    assert tail.curves()["loss"] is curve
     assert curve.raw.work - before[1] <= 1 + 2000
+    assert losses(tail)[-1] == (num + 1, 1.0)
 
 
 # The curves.
@@ -250,6 +252,24 @@ def test_a_run_that_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
     append(RunDirectory(tmp_path / "run-7"), step(9, 0.5))
     assert next(run for run in listing.summaries() if run.name == "run-7").train_loss == 0.5
     assert listing.reads == 51
+
+
+def test_a_restarted_studio_reads_only_what_has_changed_meanwhile(tmp_path: Path) -> None:
+    for i in range(5):
+        make_run(tmp_path, f"run-{i}", started=1000.0 + i, state={"phase": "done"})
+    found = RunListing(tmp_path).summaries()
+    append(RunDirectory(tmp_path / "run-3"), step(9, 0.5))
+    again = RunListing(tmp_path)
+    changed = [before.name for before, after in zip(found, again.summaries(), strict=True) if before != after]
+    assert (changed, again.reads) == (["run-3"], 1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run-0": 1}', '{"run-0": [[], {}]}', '{"run-0": {"name": "run-0"}}'])
+def test_notes_of_the_listing_that_are_none_are_made_anew(tmp_path: Path, text: str) -> None:
+    make_run(tmp_path, "run-0", state={"phase": "done"})
+    expected = RunListing(tmp_path).summaries()
+    (tmp_path / NOTES).write_text(text)
+    assert RunListing(tmp_path).summaries() == expected
 
 
 def test_runs_that_come_go_and_break(tmp_path: Path) -> None:

@@ -100,12 +100,15 @@ def is_stopping(studio: Studio, path: Path, pid: int | None) -> bool:
         return False
 
 
-def resume_run(studio: Studio, path: Path, job: Job | None) -> Job:
+def resume_run(studio: Studio, path: Path) -> Job:
     """Start a job that goes on with a run; asked twice, it starts one.
 
     Raises:
         Refusal: it cannot be resumed.
     """
+    job = job_of(studio, path)
+    if job is not None and job.pid() is not None:
+        return job
     if (reason := why_not_resume(path, job)) is not None:
         raise reason
     _stop_note(studio, path).unlink(missing_ok=True)

@@ -32,7 +32,6 @@ class RunTail:
         run: the run's directory.
         events: those that count, step events left out.
         last_step: the last step event that counts.
-        curves: by column of the step events, and `eval_loss`.
         generation: grows whenever something that was there is not there any more.
         bytes_read: so far, in all.
     """
@@ -54,7 +53,8 @@ class RunTail:
         self._columns = {name: array("d") for name in COLUMNS}
         self.events: list[dict[str, Any]] = []
         self.last_step: dict[str, Any] | None = None
-        self._draw_anew()
+        self._evals: list[tuple[int, float]] = []
+        self._erase()
 
     def update(self) -> bool:
         """Read what is new.
@@ -92,6 +92,12 @@ class RunTail:
         with self._lock:
             last = [self.last_step] if self.last_step is not None else []
             return summary_of(self.run, [*self.events, *last], self._clock)
+
+    def curves(self) -> dict[str, Curve]:
+        """Return the curves by column of the step events, and `eval_loss`, as of the last update."""
+        with self._lock:
+            self._draw()
+            return self._curves
 
     def total_steps(self) -> int | None:
         """Return how many steps the run has, as its first event tells."""
@@ -163,18 +169,14 @@ class RunTail:
         self.last_step = event
         self._steps.append(step)
         for name, column in self._columns.items():
-            value = _number(event.get(name))
-            column.append(value)
-            self.curves[name].add(step, value)
+            column.append(_number(event.get(name)))
 
     def _add_other(self, event: dict[str, Any]) -> None:
         if event["event"] == "resume":
             self._go_back(_step(event))
         self.events.append(event)
         if event["event"] == "eval" and isinstance(event.get("step"), int):
-            self.curves["eval_loss"].add(event["step"], _number(event.get("eval_loss")))
-        elif event["event"] == "start":
-            self._draw_anew()
+            self._evals.append((event["step"], _number(event.get("eval_loss"))))
 
     # Going back.
 
@@ -186,8 +188,9 @@ class RunTail:
             self._steps = array("q", (self._steps[i] for i in kept))
             self._columns = {name: array("d", (column[i] for i in kept)) for name, column in self._columns.items()}
             self.last_step = self._last_kept()
+        self._evals = [point for point in self._evals if point[0] <= step]
         self.generation += 1
-        self._draw_anew()
+        self._erase()
 
     def _last_kept(self) -> dict[str, Any] | None:
         if not self._steps:
@@ -195,17 +198,24 @@ class RunTail:
         values = {name: column[-1] for name, column in self._columns.items() if math.isfinite(column[-1])}
         return {"event": "step", "step": self._steps[-1], **values}
 
-    def _draw_anew(self) -> None:
-        """Make the curves from what counts."""
-        window = smoothing_window(self.total_steps())
-        self.curves = {name: Curve(window, MOST_POINTS if name == "loss" else FEW_POINTS) for name in COLUMNS}
-        self.curves["eval_loss"] = Curve(1, MOST_POINTS)
+    def _erase(self) -> None:
+        """Forget the curves: they are drawn when somebody asks for them."""
+        self._curves: dict[str, Curve] = {}
+        self._drawn = self._evals_drawn = 0
+
+    def _draw(self) -> None:
+        """Carry the curves on to what has been read."""
+        if not self._curves:
+            window = smoothing_window(self.total_steps())
+            self._curves = {name: Curve(window, MOST_POINTS if name == "loss" else FEW_POINTS) for name in COLUMNS}
+            self._curves["eval_loss"] = Curve(1, MOST_POINTS)
         for name, column in self._columns.items():
-            for step, value in zip(self._steps, column, strict=True):
-                self.curves[name].add(step, value)
-        for event in self.events:
-            if event["event"] == "eval" and isinstance(event.get("step"), int):
-                self.curves["eval_loss"].add(event["step"], _number(event.get("eval_loss")))
+            add = self._curves[name].add
+            for i in range(self._drawn, len(self._steps)):
+                add(self._steps[i], column[i])
+        for point in self._evals[self._evals_drawn :]:
+            self._curves["eval_loss"].add(*point)
+        self._drawn, self._evals_drawn = len(self._steps), len(self._evals)
 
 
 def _step(event: dict[str, Any]) -> int:
