@@ -50,7 +50,7 @@ def line_chart(lines: Iterable[Line], *, title: str = "", total_steps: int | Non
     return {
         "animation": False,
         "aria": {"enabled": True},
-        "grid": {"left": 8, "right": 16, "top": 34 if title else 14, "bottom": 30 if legend else 6, "containLabel": True},
+        "grid": {"left": 8, "right": 24, "top": 34 if title else 14, "bottom": 30 if legend else 6, "containLabel": True},
         "title": _title(title),
         "legend": _legend(drawn) if legend else {"show": False},
         "tooltip": _tooltip(),
@@ -71,6 +71,7 @@ def _legend(lines: list[Line]) -> Options:
     style = {":color": css("--text"), "fontSize": 12}
     return {
         "show": True,
+        "type": "scroll",
         "bottom": 0,
         "left": 0,
         "data": names,

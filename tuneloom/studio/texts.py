@@ -68,7 +68,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "run.memory": ("Peak memory", "内存峰值"),
     "run.loss_chart": ("Loss", "损失"),
     "run.smooth": ("Smooth", "平滑"),
-    "run.smooth_loss": ("Training loss, smoothed", "训练损失（平滑）"),
     "run.smoothed": ("smoothed", "平滑"),
     "run.learning_rate": ("Learning rate", "学习率"),
     "run.grad_norm": ("Gradient norm", "梯度范数"),

@@ -281,7 +281,13 @@ class RunPage:
                 self._heading("run.settings")
                 if fault:
                     ui.label(self.texts("run.resume_config", fault=fault)).classes("bad")
-                _facts([(key, json.dumps(value, ensure_ascii=False)) for key, value in changed.items()], "key")
+                _facts(
+                    [
+                        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+                        for key, value in changed.items()
+                    ],
+                    "key",
+                )
             with ui.element("div").classes("stack"):
                 with ui.element("div").classes("panel stack tight"):
                     self._heading("run.data")
@@ -298,7 +304,7 @@ class RunPage:
         ]
         for key in ("train", "validation"):
             for name in ("samples", "tokens", "supervised_tokens"):
-                counts.append((f"{self.texts(f'run.data_{key}')}: {self.texts(f'run.data_{name}')}", data[key].get(name)))
+                counts.append((f"{self.texts(f'run.data_{key}')} · {self.texts(f'run.data_{name}')}", data[key].get(name)))
         _facts([(name, f"{count:,}") for name, count in counts if count])
         for source in data["sources"]:
             if source["path"]:

@@ -73,7 +73,7 @@ class RunCharts:
         curves, texts = self.look.tail.curves(), self.texts
         lines = [Line(texts("run.train_loss"), curves["loss"].raw.points(), "--accent", faint=self.smooth)]
         if self.smooth:
-            lines.append(Line(texts("run.smooth_loss"), curves["loss"].smooth.points(), "--accent"))
+            lines.append(Line(texts("run.smoothed"), curves["loss"].smooth.points(), "--accent"))
         lines.append(Line(texts("run.eval_loss"), curves["eval_loss"].raw.points(), "--base", marked=True))
         return line_chart(lines, total_steps=self.look.tail.total_steps(), legend=True)
 
