@@ -179,8 +179,7 @@ def summarise(path: str | Path) -> RunSummary:
         OSError: its files may not be read.
     """
     run = RunDirectory(path)
-    events = list(run.events())
-    return _summary(run, events, run.history())
+    return summary_of(run, run.history(), Clock(run.events()))
 
 
 def describe(run: RunDirectory) -> RunDetails:
@@ -199,15 +198,15 @@ def describe(run: RunDirectory) -> RunDetails:
 
 def _describe(run: RunDirectory) -> RunDetails:
     history = run.history()
-    summary = _summary(run, list(run.events()), history)
-    changed, fault = _changed_settings(run)
+    summary = summary_of(run, history, Clock(run.events()))
+    changed, fault = changed_settings(run)
     checkpoints = {step: str(path) for step, path in run.checkpoints().items()}
     adapter = str(run.adapter) if run.adapter.is_dir() else None
     return RunDetails(
         summary=summary,
         changed=changed,
         config_fault=fault,
-        data=_data(run),
+        data=data_counts(run),
         train_losses=tuple(_points(history, "step", "loss")[-_LAST_LOSSES:]),
         eval_losses=tuple(_points(history, "eval", "eval_loss")[-_LAST_LOSSES:]),
         checkpoints=checkpoints,
@@ -232,9 +231,48 @@ def _below(folder: Path) -> list[Path]:
         ) from error
 
 
-def _summary(run: RunDirectory, events: Sequence[Mapping[str, Any]], history: Sequence[Mapping[str, Any]]) -> RunSummary:
+class Clock:
+    """How long a run took: the time between its events, less what lies before each resume.
+
+    Args:
+        events: all of them, those that a resume went back behind included.
+    """
+
+    def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._total = 0.0
+        self._last: float | None = None
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Count the next event."""
+        at = _number(event.get("time"))
+        if at is None:
+            return
+        if self._last is not None and event["event"] != "resume":
+            self._total += max(0.0, at - self._last)
+        self._last = at
+
+    def seconds(self, now: float | None = None) -> float | None:
+        """Return the time up to the last event, or up to `now` for a run that is going on; None: nothing has a time."""
+        if self._last is None:
+            return None
+        return round(self._total + (max(0.0, now - self._last) if now is not None else 0.0), 1)
+
+
+def summary_of(run: RunDirectory, history: Sequence[Mapping[str, Any]], clock: Clock) -> RunSummary:
+    """Return a run in a line, from events that were read already.
+
+    Args:
+        run: its directory.
+        history: the events that count. Of the step events the last is enough.
+        clock: that all events were counted by.
+
+    Raises:
+        OSError: the directory is gone, or may not be read.
+    """
     state = run.read_json(STATE) or {}
-    start = _first(events, "start")
+    start = _first(history, "start")
     end = _first(reversed(history), "end")
     train, held = _points(history, "step", "loss"), _points(history, "eval", "eval_loss")
     pid = run.live_pid()
@@ -254,7 +292,7 @@ def _summary(run: RunDirectory, events: Sequence[Mapping[str, Any]], history: Se
         eval_loss=held[-1].value if held else None,
         best_eval_loss=min((point.value for point in held), default=None),
         started=started if started is not None else run.config.stat().st_mtime,
-        seconds=_seconds(events, now=time.time() if pid is not None else None),
+        seconds=clock.seconds(now=time.time() if pid is not None else None),
         num_bytes=folder_bytes(run.path),
         reason=None if phase == "done" else _text(state.get("reason")) or _text(end.get("message")),
     )
@@ -271,21 +309,6 @@ def _phase(state: Mapping[str, Any], end: Mapping[str, Any], pid: int | None) ->
         reason = _text(end.get("reason")) or ("done" if end else UNKNOWN)
         return reason if reason in END_PHASES else UNKNOWN
     return told if told in END_PHASES or pid is not None else DEAD
-
-
-def _seconds(events: Sequence[Mapping[str, Any]], now: float | None) -> float | None:
-    """Return the time between events, less what lies before each resume, up to `now` for a run that is going on."""
-    total, last = 0.0, None
-    for event in events:
-        at = _number(event.get("time"))
-        if at is None:
-            continue
-        if last is not None and event["event"] != "resume":
-            total += max(0.0, at - last)
-        last = at
-    if last is None:
-        return None
-    return round(total + (max(0.0, now - last) if now is not None else 0.0), 1)
 
 
 def _points(history: Sequence[Mapping[str, Any]], kind: str, key: str) -> list[Point]:
@@ -309,7 +332,7 @@ def _answers(history: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
         yield Answer(prompt, *answers[0], *answers[-1])
 
 
-def _changed_settings(run: RunDirectory) -> tuple[dict[str, Any], str | None]:
+def changed_settings(run: RunDirectory) -> tuple[dict[str, Any], str | None]:
     """Return the settings that are not the default, and why there are none where config.yaml cannot be read."""
     from tuneloom.config import load_config
 
@@ -328,7 +351,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _data(run: RunDirectory) -> dict[str, Any]:
+def data_counts(run: RunDirectory) -> dict[str, Any]:
     """Return data_report.json without its list of rows."""
     report = run.read_json(DATA_REPORT)
     if report is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -14,9 +16,10 @@ from urllib.parse import quote
 from nicegui import ui
 from starlette.requests import Request
 
-from tuneloom.rundir import END_PHASES
-from tuneloom.runs import DEAD, UNKNOWN, RunSummary, list_runs
+from tuneloom.rundir import END_PHASES, write_atomically
+from tuneloom.runs import DEAD, UNKNOWN, RunSummary
 from tuneloom.studio.jobs import Jobs
+from tuneloom.studio.listing import RunListing
 from tuneloom.studio.texts import LANGUAGES, Language, Texts
 
 STYLE_PATH = "/studio.css"
@@ -30,6 +33,7 @@ LINKS = (
     ("/export", "frame.export"),
 )
 ENDED = (*END_PHASES, DEAD, UNKNOWN)
+_RENAMED = "renamed.json"
 _SIDE_RUNS = 30
 _REFRESH_SECONDS = 2.0
 
@@ -46,13 +50,38 @@ class Studio:
     runs: Path
     jobs: Jobs
 
+    @cached_property
+    def listing(self) -> RunListing:
+        """The folder of runs, of which only what has changed is read again."""
+        return RunListing(self.runs)
+
     def summaries(self) -> list[RunSummary]:
         """Return the runs, newest first."""
-        return list(list_runs(self.runs).runs) if self.runs.is_dir() else []
+        return self.listing.summaries()
 
     def run_path(self, run_id: str) -> Path | None:
-        """Return the directory of a run by its opaque id, None where there is none."""
-        return next((Path(run.path) for run in self.summaries() if run_id == id_of(run.path)), None)
+        """Return the directory of a run by its opaque id, an earlier name's id included; None where there is none."""
+        found = {id_of(run.path): Path(run.path) for run in self.summaries()}
+        renamed = self._renamed()
+        for _ in range(len(renamed) + 1):
+            if run_id in found:
+                return found[run_id]
+            run_id = renamed.get(run_id, "")
+        return None
+
+    def note_rename(self, old: Path, new: Path) -> None:
+        """Keep that a run has another name: addresses with its old id go on to lead to it."""
+        renamed = {key: value for key, value in self._renamed().items() if key != id_of(new)}
+        file = self.runs / ".studio" / _RENAMED
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps({**renamed, id_of(old): id_of(new)}) + "\n")
+
+    def _renamed(self) -> dict[str, str]:
+        try:
+            stored = json.loads((self.runs / ".studio" / _RENAMED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {key: value for key, value in stored.items() if isinstance(value, str)} if isinstance(stored, dict) else {}
 
 
 def id_of(path: str | Path) -> str:
