@@ -22,7 +22,9 @@ def evaluate(
     target: Annotated[str, typer.Argument(help="A run, a checkpoint, an adapter, a merged folder, or a model's name.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="SOURCE", help="A file, a folder, a built-in set or a hub id. None: the run's held-out rows."),
+        typer.Option(
+            "--data", metavar="SOURCE", help="A file, a folder, a built-in set or a hub id. None: the run's held-out rows."
+        ),
     ] = None,
     max_rows: Annotated[int | None, typer.Option("--max-rows", min=1, help="The first rows, at most so many.")] = None,
     max_new_tokens: Annotated[

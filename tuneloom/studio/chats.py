@@ -1,6 +1,6 @@
 """Conversations of the studio's visitors: kept on disk as they grow, so that a refresh or another tab shows the same.
 
-    RUNS/.studio/chats/<visitor>.json
+RUNS/.studio/chats/<visitor>.json
 """
 
 from __future__ import annotations
