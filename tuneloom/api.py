@@ -370,6 +370,8 @@ def evaluate(  # noqa: PLR0913 each is a question of its own
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     base_model: str | PathLike[str] | None = None,
+    base: bool = False,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> EvaluationResult:
     """Measure held-out loss and perplexity and, where asked for, ROUGE and BLEU of written answers.
 
@@ -386,6 +388,8 @@ def evaluate(  # noqa: PLR0913 each is a question of its own
         dtype: as `load_model` takes it; auto: what the run was trained in.
         device: as `load_model` takes it.
         base_model: the base to put an adapter on, as `load_model` takes a source; None: the one that it names.
+        base: leave the adapter off: how the base does on the same rows, rendered the same.
+        on_progress: called with (`loss` or `answers`, done, all), in micro-batches and in answers.
 
     Raises:
         UserError: no data, data that cannot be read, a run whose data files have changed.
@@ -409,18 +413,23 @@ def evaluate(  # noqa: PLR0913 each is a question of its own
     if "attention" in plan:
         model.set_attn_implementation(plan["attention"])
     prepared = _prepared(wanted, config, found, model, renderer, precision)
-    model = with_adapter(model, found)
+    model = model if base else with_adapter(model, found)
 
     samples = prepared.validation[:limit]
     if not samples:
         first = next(iter(prepared.report.problems), None)
         raise UserError("no row to evaluate on is left", where=wanted.where, got=str(first) if first else "no rows")
     budget = plan.get("tokens_per_microbatch", TOKENS_PER_MICROBATCH.get(where.type, TOKENS_PER_MICROBATCH["cpu"]))
-    held = heldout_loss(model, samples, budget)
+    held = heldout_loss(model, samples, budget, _progress("loss", on_progress))
     asked = list(islice(prepared.validation_conversations, limit)) if answers else []
-    scores, predictions = _answers(model, renderer, asked, config) if answers else (None, ())
+    told = _progress("answers", on_progress)
+    scores, predictions = _answers(model, renderer, asked, config, told) if answers else (None, ())
     problems = tuple(dict.fromkeys(map(str, prepared.report.problems)))
     return EvaluationResult(held.loss, held.perplexity, len(samples), held.num_tokens, scores, predictions, problems)
+
+
+def _progress(what: str, tell: Callable[[str, int, int], None] | None) -> Callable[[int, int], None] | None:
+    return None if tell is None else lambda done, total: tell(what, done, total)
 
 
 @dataclass(frozen=True)
@@ -554,14 +563,18 @@ def _refuse_changed_files(target: Target, files: Mapping[str, str]) -> None:
 
 
 def _answers(
-    model: PreTrainedModel, renderer: Renderer, conversations: Sequence[Conversation], config: Config
+    model: PreTrainedModel,
+    renderer: Renderer,
+    conversations: Sequence[Conversation],
+    config: Config,
+    on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, float], tuple[Prediction, ...]]:
     """Answer every assistant turn; return the mean scores and the answers."""
     from tuneloom.evaluation.predict import predict, turn_rows
     from tuneloom.generate.generator import Generator
 
     batch_size = config.training.per_device_eval_batch_size
-    found = predict(Generator(model, renderer), turn_rows(conversations), config.generation, batch_size)
+    found = predict(Generator(model, renderer), turn_rows(conversations), config.generation, batch_size, on_progress)
     return found.scores, tuple(found.rows)
 
 

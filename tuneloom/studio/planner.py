@@ -117,14 +117,16 @@ class Planner:
         """Report a source of data, its first rows as chat."""
         from tuneloom.data.check import check_data
         from tuneloom.data.conversations import ConversationReader
+        from tuneloom.data.report import SourceReport
         from tuneloom.data.view import view_rows
 
         _, renderer = self._renderer(config)
         source = next((each for each in config.data.train if each.path == path), None) or SourceConfig(path=path)
         with _mistakes_of("data.train"):
             _require_here(source)
-            report = check_data(config.data, [source], renderer, progress=lambda *at: tell({"progress": at}))
-            rows = islice(view_rows(ConversationReader(source, config.data.variables), config.data, renderer), ROWS_SHOWN)
+            reader = ConversationReader(source, config.data.variables)
+            report = check_data(config.data, [reader], renderer, progress=lambda *at: tell({"progress": at}))
+            rows = islice(view_rows(reader, SourceReport(source.path), config.data, renderer), ROWS_SHOWN)
             chats = [_chat(row.conversation) for row in rows]
         found = report.as_dict()
         found["problems"] = found["problems"][:PROBLEMS_SHOWN]
