@@ -126,7 +126,7 @@ class Planner:
             _require_here(source)
             reader = ConversationReader(source, config.data.variables)
             report = check_data(config.data, [reader], renderer, progress=lambda *at: tell({"progress": at}))
-            rows = islice(view_rows(reader, SourceReport(source.path), config.data, renderer), ROWS_SHOWN)
+            rows = islice(view_rows(reader, reader.new_report(), config.data, renderer), ROWS_SHOWN)
             chats = [_chat(row.conversation) for row in rows]
         found = report.as_dict()
         found["problems"] = found["problems"][:PROBLEMS_SHOWN]
