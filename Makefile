@@ -29,7 +29,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready Makefile
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) pytest pytest-xdist hypothesis ruff mypy import-linter datasets sentencepiece
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) pytest pytest-xdist hypothesis ruff mypy import-linter datasets sentencepiece playwright
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(PIP_ARGS) trl  # for the chat templates that it ships
 	@touch $@
 
@@ -43,8 +43,10 @@ check: dev
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/test_golden.py
 
+# The browser tests drive Debian's chromium at /usr/bin/chromium; they are skipped, and say so, where it is not.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not real and not slow" --ignore=tests/test_golden.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not real and not slow and not browser" --ignore=tests/test_golden.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "browser and not real and not slow"
 	$(BIN)/pytest -q -m "real and not slow"
 
 test-all: test
