@@ -43,13 +43,9 @@ def ended(job: Job) -> str:
 
 
 def endless(jobs: Jobs, key: str = KEY) -> Job:
-    """Start a job that never ends by itself: a command that reads a pipe to which nobody writes."""
-    pipe = jobs.folder.parent / "pipe.jsonl"
-    pipe.parent.mkdir(parents=True, exist_ok=True)
-    if not pipe.exists():
-        os.mkfifo(pipe)
-    job = jobs.start(key, "check", ["data", "check", str(pipe)])
-    until(lambda: job.pid() is not None)
+    """Start a job that never ends by itself: a studio of its own."""
+    job = jobs.start(key, "check", ["studio", "--port", "0", "--runs-dir", str(jobs.folder)])
+    until(lambda: "?token=" in job.log_tail())
     return job
 
 

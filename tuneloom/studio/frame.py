@@ -124,7 +124,7 @@ def _top(request: Request, texts: Texts, theme: str | None) -> None:
     with ui.element("header").classes("top"):
         with ui.element("a").classes("skip").props('href="#content"'):
             ui.label(texts("frame.skip"))
-        with ui.element("a").classes("brand").props('href="/"'):
+        with ui.element("a").classes("brand").props(f'href="/" title="{texts("frame.tagline")}"'):
             ui.label("Tuneloom")
         with ui.element("nav").classes("links"):
             for place, key in LINKS:

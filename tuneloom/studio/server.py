@@ -15,11 +15,12 @@ import psutil
 import uvicorn
 from fastapi import FastAPI, Query
 from fastapi.responses import Response
+from nicegui import Client, ui
 from nicegui import app as nicegui
-from nicegui import ui
+from starlette.requests import Request
 
 from tuneloom.errors import UserError
-from tuneloom.studio.frame import LANGUAGE_COOKIE, STYLE_PATH, THEME_COOKIE, Studio
+from tuneloom.studio.frame import LANGUAGE_COOKIE, STYLE_PATH, THEME_COOKIE, Studio, frame
 from tuneloom.studio.guard import COOKIE, TOKEN, Guard
 from tuneloom.studio.jobs import Jobs
 
@@ -114,6 +115,14 @@ def build(studio: Studio) -> FastAPI:
     def polled(rest: str) -> Response:
         del rest
         return Response(status_code=426, headers={"upgrade": "websocket", "connection": "upgrade"})
+
+    @nicegui.exception_handler(404)
+    def nothing_here(request: Request, _: Exception) -> Response:
+        if request.method != "GET" or request.url.path.startswith("/_nicegui"):
+            return Response(status_code=404)
+        with Client(ui.page(""), request=request) as client, frame(studio, request, "frame.not_found") as texts:
+            ui.label(texts("frame.not_found")).classes("muted")
+        return client.build_response(request, 404)
 
     _add_views(studio)
     ui.run_with(app, title="Tuneloom", tailwind=False, show_welcome_message=False, reconnect_timeout=30)
