@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 _LOG = "planner.log"
+# With -P: nothing that lies in the folder where the studio was started is taken for a module; but this very package is.
+_CHILD = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import tuneloom; del sys.path[0]; "
+    "from tuneloom.studio.planner import main; main()"
+)
 
 
 class Planning:
@@ -71,7 +76,7 @@ class Planning:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / _LOG, "wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "tuneloom.studio.planner"],
+                    [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).resolve().parents[2])],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,

@@ -41,9 +41,9 @@ def new_values() -> Values:
 
 def preset(name: Preset, values: Values) -> Values:
     """Return a preset's values; name and author stay as they are."""
-    kept = get(values, "data.variables") or {}
+    kept = get(values, "data.variables")
     chosen = copy.deepcopy(_recipe(_BASE_CASE if name == "base_case" else DEFAULT_RECIPE))
-    chosen["data"]["variables"] = kept
+    chosen["data"]["variables"] = dict(kept) if isinstance(kept, dict) else {}
     if name != "base_case":
         set_effort(chosen, "quick" if name == "quick_persona" else "careful")
     return chosen
@@ -85,16 +85,16 @@ def has_set(values: Values, name: str) -> bool:
 
 def choose_set(values: Values, name: str, wanted: bool) -> None:
     """Put a set's sources in front of the others, or take them out."""
-    normal = effort(values)
+    before = effort(values)
     rest = [source for source in sources(values) if source not in _set_sources(name)]
     put(values, "data.train", [*copy.deepcopy(_set_sources(name)), *rest] if wanted else rest)
-    _keep_effort(values, normal)
+    _keep_effort(values, before)
 
 
 def own_paths(values: Values) -> list[str]:
     """Return the paths of the sources that belong to no chosen set."""
     of_sets = [source for name in SETS if has_set(values, name) for source in _set_sources(name)]
-    return [source["path"] for source in sources(values) if source not in of_sets]
+    return [source["path"] for source in sources(values) if source not in of_sets and source["path"]]
 
 
 def add_path(values: Values, path: str) -> None:
@@ -124,7 +124,8 @@ def needs_name(values: Values) -> bool:
 
 def variable(values: Values, name: str) -> str:
     """Return a placeholder's value, "" where it has none."""
-    return str((get(values, "data.variables") or {}).get(name, ""))
+    found = get(values, "data.variables")
+    return str(found.get(name, "")) if isinstance(found, dict) else ""
 
 
 def set_variable(values: Values, name: str, text: str) -> None:

@@ -41,8 +41,12 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Choose one, or write a folder, a GGUF file or a hub id and press Enter.",
         "选择一个，或写下模型目录、GGUF 文件、hub id 后按回车。",
     ),
-    "new.model_embedded": ("embedded", "内置"),
-    "new.model_used": ("used before", "用过"),
+    "new.model_embedded": (
+        "Embedded: a chat model of 135 million parameters, English",
+        "内置：1.35 亿参数的对话模型，英语",
+    ),
+    "new.model_pulled": ("Fetched already", "已下载"),
+    "new.model_used": ("Used before", "用过"),
     "new.data": ("What does it learn from?", "用什么数据？"),
     "new.set_persona": ("Who it is", "它是谁"),
     "new.set_persona_help": (

@@ -26,7 +26,7 @@ from tuneloom.studio.forms import (
 )
 from tuneloom.studio.frame import Studio
 from tuneloom.studio.planning import Planning
-from tuneloom.studio.questions import Values
+from tuneloom.studio.questions import Values, needs_name
 from tuneloom.studio.reasons import missing_trackers, reasons, source_reasons
 from tuneloom.studio.settings_zh import SETTINGS_ZH
 from tuneloom.studio.texts import Texts
@@ -95,6 +95,8 @@ class Form:
         """Change the values; `by` is the control that shows the change already."""
         if self._showing or self.frozen:
             return
+        if self.drafts.stamp() != self.stamp:  # another page was quicker
+            self._take(self.drafts.load(), by)
         act(self.values)
         self.keep(self.draft, by)
 
@@ -166,7 +168,8 @@ class Form:
             self.counted = {}
             return
         plain = self.config.model_dump(mode="json")
-        plain["data"]["variables"] = _STAND_INS | plain["data"]["variables"]
+        if needs_name(self.values):  # counted before it is typed
+            plain["data"]["variables"] = _STAND_INS | plain["data"]["variables"]
         self._forget("")
         self._asked[""] = self.planning.ask(self.page, "plan", plain)
         for path in own_paths:

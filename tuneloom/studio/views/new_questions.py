@@ -47,15 +47,15 @@ def chosen(button: Any, is_chosen: bool) -> None:
     button.props["aria-checked"] = "true" if is_chosen else "false"
 
 
-def _cards(form: Form, label: str, names: tuple[str, ...], prefix: str, now: Callable[[], Any], take: Any) -> None:
+def _cards(form: Form, kind: str, names: tuple[str, ...], now: Callable[[], Any], take: Any) -> None:
     """Draw cards of which one is chosen, and beneath them a sentence where it is none of them."""
     texts = form.texts
-    with ui.element("div").classes("new-cards").props(f'role="radiogroup" aria-label="{label}"'):
+    with ui.element("div").classes("new-cards").props(f'role="radiogroup" aria-label="{texts(f"new.{kind}")}"'):
         for name in names:
             act = lambda name=name: form.change(lambda values: take(values, name))  # noqa: E731
-            button = card(texts(f"{prefix}_{name}"), texts(f"{prefix}_{name}_help"), "radio", act)
+            button = card(texts(f"new.{kind}_{name}"), texts(f"new.{kind}_{name}_help"), "radio", act)
             form.watch(button, lambda button=button, name=name: chosen(button, now() == name))  # type: ignore[misc]
-    other = ui.label(texts(f"{prefix}_other")).classes("small muted")
+    other = ui.label(texts(f"new.{kind}_other")).classes("small muted")
     form.watch(other, lambda: other.set_visibility(now() is None))
 
 
@@ -65,9 +65,9 @@ def ask_model(form: Form) -> None:
     used = dict.fromkeys(run.base_model for run in form.studio.summaries() if run.base_model)
     with question(1, texts("new.model")):
         with ui.element("div").classes("new-cards").props(f'role="radiogroup" aria-label="{texts("new.model_label")}"'):
-            for name, model in EMBEDDED.items():
+            for name in EMBEDDED:
                 if name == EMBEDDED_MODEL or ready_folder(name) is not None:
-                    _base_card(form, name, f"{texts('new.model_embedded')}: {model.about}")
+                    _base_card(form, name, texts("new.model_embedded" if name == EMBEDDED_MODEL else "new.model_pulled"))
             for name in [name for name in used if name not in EMBEDDED][:_BASES_SHOWN]:
                 _base_card(form, name, texts("new.model_used"))
         path = ui.input(
@@ -305,24 +305,10 @@ def _variable(form: Form, name: str) -> None:
 def ask_method(form: Form) -> None:
     """Draw the question of the method."""
     with question(4, form.texts("new.method")):
-        _cards(
-            form,
-            form.texts("new.method"),
-            questions.METHODS,
-            "new.method",
-            lambda: questions.method(form.values),
-            questions.set_method,
-        )
+        _cards(form, "method", questions.METHODS, lambda: questions.method(form.values), questions.set_method)
 
 
 def ask_effort(form: Form) -> None:
     """Draw the question of the effort."""
     with question(5, form.texts("new.effort")):
-        _cards(
-            form,
-            form.texts("new.effort"),
-            questions.EFFORTS,
-            "new.effort",
-            lambda: questions.effort(form.values),
-            questions.set_effort,
-        )
+        _cards(form, "effort", questions.EFFORTS, lambda: questions.effort(form.values), questions.set_effort)

@@ -228,15 +228,16 @@ def _start(form: Form, button: Any, failed: Any) -> None:
         focus = f"document.querySelector('[data-key=\"data.variables.{missing[0]}\"]')?.focus()"
         ui.run_javascript(focus)
         return
+    if not form.counting and (error := form.counted.get("error")):
+        failed.set_text(form.texts("new.start_failed", reason=facts(UserError(**error))))
+        return
     failed.set_text("")
     try:
         job = form.drafts.start(form.studio.jobs, form.draft)
-    except UserError as error:
+    except (UserError, OSError) as fault:
         form.show()
-        failed.set_text(form.texts("new.start_failed", reason=facts(error)))
-        return
-    except OSError as error:
-        failed.set_text(form.texts("new.start_failed", reason=str(error)))
+        reason = facts(fault) if isinstance(fault, UserError) else str(fault)
+        failed.set_text(form.texts("new.start_failed", reason=reason))
         return
     form.frozen = True
     button.set_text(form.texts("new.starting"))
