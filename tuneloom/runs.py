@@ -5,6 +5,7 @@ A folder that is no run is passed over by name; a run whose files are torn is li
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -181,6 +182,11 @@ def summarise(path: str | Path) -> RunSummary:
     return summary_of(run, run.history(), Clock(run.events()))
 
 
+def shown_name(path: Path) -> str:
+    """Return a folder's name as it can be shown: bytes that are no UTF-8 are replaced."""
+    return os.fsencode(path.absolute().name).decode("utf-8", errors="replace")
+
+
 def describe(run: RunDirectory) -> RunDetails:
     """Return a run at length.
 
@@ -279,7 +285,7 @@ def summary_of(run: RunDirectory, history: Sequence[Mapping[str, Any]], clock: C
     started = _number(start.get("time"))
     steps = [whole for event in history if (whole := _whole(event.get("step"))) is not None]
     return RunSummary(
-        name=run.path.absolute().name,
+        name=shown_name(run.path),
         path=str(run.path),
         phase=phase,
         pid=pid,

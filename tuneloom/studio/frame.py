@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import cast
+from urllib.parse import quote
 
 from nicegui import ui
 from starlette.requests import Request
@@ -84,7 +86,7 @@ class Studio:
 
 def id_of(path: str | Path) -> str:
     """Return the opaque id by which URLs name a run."""
-    return hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:16]
 
 
 def visitor_texts(request: Request) -> Texts:
@@ -131,9 +133,11 @@ def _top(request: Request, texts: Texts, theme: str | None) -> None:
                 with ui.element("a").props(f'href="{place}"{current}'):
                     ui.label(texts(key))
         other = "zh" if texts.language == "en" else "en"
-        _choice(f"/choose?language={other}&back={path}", texts("frame.language"), texts("frame.language_help"))
+        # Escaped twice, since what stands in a path or a query is anybody's: once as a place, once as a parameter.
+        back = quote(quote(path, safe="/") + (f"?{request.url.query}" if request.url.query else ""), safe="/")
+        _choice(f"/choose?language={other}&back={back}", texts("frame.language"), texts("frame.language_help"))
         next_theme = "light" if theme == "dark" else "dark"
-        _choice(f"/choose?theme={next_theme}&back={path}", "◐", texts("frame.theme_help"))
+        _choice(f"/choose?theme={next_theme}&back={back}", "◐", texts("frame.theme_help"))
 
 
 def _choice(place: str, shown: str, explained: str) -> None:
