@@ -182,6 +182,11 @@ def summarise(path: str | Path) -> RunSummary:
     return summary_of(run, run.history(), Clock(run.events()))
 
 
+def shown_name(path: Path) -> str:
+    """Return a folder's name as it can be shown: bytes that are no UTF-8 are replaced."""
+    return os.fsencode(path.absolute().name).decode("utf-8", errors="replace")
+
+
 def describe(run: RunDirectory) -> RunDetails:
     """Return a run at length.
 
@@ -280,7 +285,7 @@ def summary_of(run: RunDirectory, history: Sequence[Mapping[str, Any]], clock: C
     started = _number(start.get("time"))
     steps = [whole for event in history if (whole := _whole(event.get("step"))) is not None]
     return RunSummary(
-        name=os.fsencode(run.path.absolute().name).decode("utf-8", errors="replace"),
+        name=shown_name(run.path),
         path=str(run.path),
         phase=phase,
         pid=pid,

@@ -272,6 +272,17 @@ def test_notes_of_the_listing_that_are_none_are_made_anew(tmp_path: Path, text: 
     assert RunListing(tmp_path).summaries() == expected
 
 
+def test_a_name_that_is_no_utf8_is_listed_and_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "run", state={"phase": "done"})
+    strange = tmp_path / os.fsdecode(b"caf\xe9")
+    run.path.rename(strange)
+    for _ in range(2):
+        (found,) = RunListing(tmp_path).summaries()
+        assert (found.name, found.path) == ("caf\ufffd", str(strange))
+    (strange / METRICS).unlink()
+    assert [broken.name for broken in RunListing(tmp_path).broken()] == ["caf\ufffd"]
+
+
 def test_runs_that_come_go_and_break(tmp_path: Path) -> None:
     kept, other = make_run(tmp_path, "kept", state={"phase": "done"}), make_run(tmp_path, "other")
     (tmp_path / "notes").mkdir()

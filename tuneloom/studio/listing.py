@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from tuneloom.rundir import ADAPTER, CONFIG, METRICS, PLAN, STATE, RunDirectory, write_atomically
-from tuneloom.runs import RunSummary
+from tuneloom.runs import RunSummary, shown_name
 from tuneloom.studio.tail import RunTail
 
 _TAILS = 16
@@ -93,9 +93,9 @@ class RunListing:
             try:
                 if not RunDirectory.is_run(path) and any((path / name).exists() for name in _TRACES):
                     missing = tuple(name for name in (CONFIG, METRICS) if not (path / name).is_file())
-                    found.append(Broken(path.name, str(path), missing))
+                    found.append(Broken(shown_name(path), str(path), missing))
             except OSError:
-                found.append(Broken(path.name, str(path), ()))
+                found.append(Broken(shown_name(path), str(path), ()))
         return found
 
     def tail(self, path: Path) -> RunTail:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tuneloom.rundir import RunDirectory
-from tuneloom.runs import changed_settings, data_counts
+from tuneloom.runs import changed_settings, data_counts, shown_name
 from tuneloom.studio.figures import NOTHING, figure, loss, moment, size, span, steps
 from tuneloom.studio.frame import ENDED, Studio, frame, id_of, phase_dot
 from tuneloom.studio.run_actions import Refusal, metric_rows, resume_run, run_of, stop_run
@@ -50,7 +50,7 @@ def add(studio: Studio) -> None:
         path = studio.run_path(run_id)
         if path is None:
             raise HTTPException(404)
-        name = quote(f"{path.name}-metrics.csv", safe="")
+        name = quote(f"{shown_name(path)}-metrics.csv", safe="")
         headers = {"content-disposition": f"attachment; filename*=UTF-8''{name}", "cache-control": "no-store"}
         return Response(_table_file(path), media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -145,7 +145,7 @@ class RunPage:
     def _head(self, content: tuple[str, bool, bool, bool, tuple[bool, bool]]) -> None:
         phase, live, stopping, resumable, (talks, exports) = content
         texts = self.texts
-        ui.label(self.look.path.name).classes("run-name").props('role="heading" aria-level="1"')
+        ui.label(shown_name(self.look.path)).classes("run-name").props('role="heading" aria-level="1"')
         with ui.element("div").classes("line run-phase").props('role="status"'):
             phase_dot(phase)
             ui.label(texts("run.stopping") if stopping else texts(f"phase.{phase}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nicegui import ui
 
+from tuneloom.runs import shown_name
 from tuneloom.studio.charts import Line, Options, line_chart, picture_script
 from tuneloom.studio.run_state import RunLook
 from tuneloom.studio.texts import Texts
@@ -39,7 +40,7 @@ class RunCharts:
                         f'flat dense no-caps href="{place}" aria-label="{self.texts("run.csv")}"'
                     )
             self.loss = self._chart("run.loss_chart", {} if empty else self._losses(), "run-chart")
-            picture.on("click", js_handler=picture_script(self.loss.id, f"{self.look.path.name}-loss.png"))
+            picture.on("click", js_handler=picture_script(self.loss.id, f"{shown_name(self.look.path)}-loss.png"))
         with ui.element("div").classes("panel grid2"):
             self.small = {
                 name: self._chart(f"run.{name}", {} if empty else self._small(name), "run-chart small") for name in SMALL

@@ -9,7 +9,7 @@ from nicegui import run as worker
 from nicegui import ui
 from starlette.requests import Request
 
-from tuneloom.runs import RunSummary
+from tuneloom.runs import RunSummary, shown_name
 from tuneloom.studio.figures import loss, moment, short_model, size, span, steps
 from tuneloom.studio.frame import ENDED, Studio, frame, id_of, phase_dot, progress_bar
 from tuneloom.studio.listing import Broken
@@ -97,9 +97,10 @@ class Row:
         self.texts = page.texts
         path = run.path if run is not None else broken.path if broken is not None else ""
         self.path = Path(path)
+        self.name = shown_name(self.path)
         self._seen: RunSummary | None = None
         with ui.element("tr") as self.row:
-            self.row.props["data-run"] = self.path.name
+            self.row.props["data-run"] = self.name
             self.cells = {name: ui.element("td").classes(f"runs-{name}") for name in _COLUMNS}
         with ui.element("tr") as self.asking, ui.element("td").props(f"colspan={len(_COLUMNS)}"):
             self.question = ui.element("div").classes("line")
@@ -141,7 +142,7 @@ class Row:
         """Show the row if its run is wanted; return whether it is."""
         run = self._seen
         about = (run.method or "", run.base_model or "", self.texts(f"phase.{run.phase}"), run.phase) if run else ()
-        shown = all(any(word in text.lower() for text in (self.path.name, *about)) for word in wanted.split())
+        shown = all(any(word in text.lower() for text in (self.name, *about)) for word in wanted.split())
         self.row.set_visibility(shown)
         if not shown:
             self.asking.set_visibility(False)
@@ -151,10 +152,10 @@ class Row:
 
     def _draw_name(self, run: RunSummary | None) -> None:
         if run is None:
-            ui.label(self.path.name).classes("run-break")
+            ui.label(self.name).classes("run-break")
             return
         with ui.element("a").props(f'href="/runs/{id_of(run.path)}"').classes("strong run-break"):
-            ui.label(self.path.name)
+            ui.label(self.name)
         self.about = ui.label("").classes("small muted run-break")
 
     def _draw_state(self, run: RunSummary) -> None:
@@ -179,7 +180,7 @@ class Row:
 
     def _button(self, icon: str, key: str, act: Callable[[], None]) -> ui.button:
         button = ui.button(icon=icon, on_click=act).props("flat dense round size=sm color=grey")
-        button.props["aria-label"] = f"{self.texts(key)}: {self.path.name}"  # not parsed: a folder may have any name
+        button.props["aria-label"] = f"{self.texts(key)}: {self.name}"  # not parsed: a folder may have any name
         return button
 
     # Asking, and doing.
@@ -197,7 +198,7 @@ class Row:
         texts = self.texts
         with self._ask():
             name = (
-                ui.input(texts("runs.new_name"), value=self.path.name)
+                ui.input(texts("runs.new_name"), value=self.name)
                 .props("dense outlined autofocus maxlength=100")
                 .classes("runs-filter")
             )
@@ -221,7 +222,7 @@ class Row:
         weight = size(self._seen.num_bytes) if self._seen is not None else ""
         followers = continuing(self.page.studio, self.path)
         with self._ask():
-            ui.label(texts("runs.delete_sure", name=self.path.name, size=weight)).classes("run-break")
+            ui.label(texts("runs.delete_sure", name=self.name, size=weight)).classes("run-break")
             if followers:
                 ui.label(texts("runs.delete_followed", names=", ".join(followers))).classes("warn")
             ui.button(texts("runs.delete"), on_click=self._delete).props("unelevated no-caps color=negative")
