@@ -15,9 +15,9 @@ from tuneloom.data.sources import BUILTIN
 from tuneloom.rundir import folder_bytes
 from tuneloom.studio.frame import Studio
 from tuneloom.studio.jobs import Job
+from tuneloom.studio.targets import EXPORTS
 
 RESULT = "result"
-EXPORTS = "exports"
 PREDICTIONS = "predictions.jsonl"
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PROGRESS = re.compile(r"^(base|model): (loss|answers) (\d+)/(\d+)$", re.MULTILINE)

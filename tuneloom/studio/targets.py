@@ -15,6 +15,8 @@ from tuneloom.studio.chats import MAX_TEXT
 from tuneloom.studio.frame import Studio, id_of
 
 OTHER = "other"
+EXPORTS = "exports"
+"""Folder beside the runs that exports are written into."""
 _MODEL = "model-"
 
 
@@ -36,12 +38,23 @@ class Choice:
 
 
 def choices(studio: Studio, *, adapters_only: bool = False) -> list[Choice]:
-    """Return the runs that have an adapter or a checkpoint, newest first, and the embedded models that are on this machine."""
+    """Return what there is to choose from.
+
+    Args:
+        studio: whose runs; those that have an adapter or a checkpoint, newest first.
+        adapters_only: leave out exported models, and embedded ones that are on this machine or may be fetched.
+    """
     found = [Choice(id_of(run.path), run.name, run.path, True) for run in studio.summaries() if states(run.path)]
     if adapters_only:
         return found
+    found += [Choice(id_of(path), f"{EXPORTS}/{path.name}", str(path), False) for path in exported_models(studio.runs)]
     models = [name for name, model in EMBEDDED.items() if ready_folder(name) is not None or not model.consent]
     return [*found, *(Choice(_MODEL + name, name, name, False) for name in models)]
+
+
+def exported_models(runs: Path) -> list[Path]:
+    """Return the merged models that were exported here, by name."""
+    return sorted(file.parent for file in (runs / EXPORTS).glob("*/config.json") if not file.parent.name.startswith("."))
 
 
 def states(run: str | Path) -> dict[str, str]:

@@ -306,6 +306,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "predict.answer": ("Answer", "回答"),
     "predict.base_answer": ("Base's answer", "基座模型的回答"),
     "predict.reference": ("Reference", "参考答案"),
+    "predict.empty": ("(nothing)", "（空）"),
     "predict.search": ("Search", "搜索"),
     "predict.shown": ("{begin} to {end} of {total}", "第 {begin} 到 {end} 条，共 {total} 条"),
     "predict.back": ("Previous page", "上一页"),
@@ -356,6 +357,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "export.max_difference": ("Largest relative difference", "最大相对差"),
     "export.size": ("Size", "大小"),
     "export.copy": ("Copy the path", "复制路径"),
+    "export.talk": ("Talk to it", "与它对话"),
     "export.copied": ("Copied.", "已复制。"),
     # Phases of a run.
     "phase.preparing": ("preparing", "准备中"),

@@ -17,7 +17,7 @@ from tuneloom.studio.evaluations import (
     said_steps,
     start_export,
 )
-from tuneloom.studio.frame import Studio, frame
+from tuneloom.studio.frame import Studio, frame, id_of
 from tuneloom.studio.job_view import job_head, job_list, job_log, target_name, when_it_changes
 from tuneloom.studio.jobs import Job
 from tuneloom.studio.picker import TargetPicker
@@ -175,7 +175,10 @@ def _draw_result(texts: Texts, job: Job) -> None:
             ui.clipboard.write(out)
             copied.set_text(texts("export.copied"))
 
-        ui.button(texts("export.copy"), on_click=copy).props("outline dense no-caps")
+        ui.button(texts("export.copy"), on_click=copy).props("outline dense no-caps padding='2px 12px'")
+        if job.about.get("to") != "adapter":
+            with ui.element("a").props(f'href="/chat?target={id_of(out)}"'):
+                ui.label(texts("export.talk"))
 
 
 def _check_rows(texts: Texts, check: dict[str, Any]) -> list[tuple[str, str]]:

@@ -296,4 +296,5 @@ class Answers:
                 with ui.element("tr"):
                     for name in columns:
                         with ui.element("td").props(f'data-label="{self._texts(f"predict.{name}")}"'):
-                            ui.label(row.get(name, ""))
+                            text = row.get(name, "")
+                            ui.label(text or self._texts("predict.empty")).classes("" if text else "muted")
