@@ -117,7 +117,6 @@ class Planner:
         """Report a source of data, its first rows as chat."""
         from tuneloom.data.check import check_data
         from tuneloom.data.conversations import ConversationReader
-        from tuneloom.data.report import SourceReport
         from tuneloom.data.view import view_rows
 
         _, renderer = self._renderer(config)

@@ -79,7 +79,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "new.report_more": (
         "{tokens} tokens, longest {longest}; {cut} cut at {cutoff}; {duplicates} duplicates",
-        "{tokens} 个 token，最长 {longest}；{cut} 条在 {cutoff} 处截断；重复 {duplicates} 条",
+        "{tokens} 个词元，最长 {longest}；{cut} 条在 {cutoff} 处截断；重复 {duplicates} 条",
     ),
     "new.report_format": ("Format: {formats}", "格式：{formats}"),
     "new.report_rows": ("First rows", "前几行"),
@@ -159,12 +159,12 @@ TEXTS: dict[str, tuple[str, str]] = {
         "读取 {rows} 行，丢弃 {dropped} 行，截断 {cut} 条",
     ),
     "new.validation": ("{count} more held out", "另留出 {count} 条"),
-    "new.tokens": ("tokens", "token"),
+    "new.tokens": ("tokens", "词元"),
     "new.tokens_more": ("in all steps; longest sample {longest}", "全部步数合计；最长样本 {longest}"),
     "new.steps": ("steps", "步数"),
     "new.steps_more": ("{epochs} epochs, {batch} samples a step", "{epochs} 遍，每步 {batch} 条"),
     "new.time": ("expected time", "预计时间"),
-    "new.time_more": ("at {rate} tokens/s, as {run} on {device}", "{rate} token/秒，依据 {run}（{device}）"),
+    "new.time_more": ("at {rate} tokens/s, as {run} on {device}", "{rate} 词元/秒，依据 {run}（{device}）"),
     "new.time_unknown": ("measured when it starts", "开始时实测"),
     "new.time_unknown_more": (
         "no run of this base and method on {device} yet",
