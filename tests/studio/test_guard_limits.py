@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -24,6 +25,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.read = 0
+        self.left = threading.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -31,8 +33,11 @@ class Echo:
         self.read, more = 0, True
         while more:
             message = await receive()
-            if message["type"] == "http.disconnect":
-                raise RuntimeError("the client left")
+            if message["type"] == "http.disconnect":  # as the framework does
+                await send({"type": "http.response.start", "status": 500, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+                self.left.set()
+                raise RuntimeError("No response returned.")
             self.read += len(message.get("body", b""))
             more = message.get("more_body", False)
         own = [(b"content-type", b"text/html"), (b"Content-Security-Policy", b"default-src *"), (b"x-frame-options", b"ALLOW")]
@@ -46,7 +51,7 @@ def served() -> Iterator[tuple[Echo, int, str]]:
     port = listening.getsockname()[1]
     echo = Echo()
     guard = Guard(echo, allowed_hosts("127.0.0.1", port), "secret", max_body=LIMIT)
-    server = uvicorn.Server(uvicorn.Config(guard, log_level="error", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(guard, log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     connection = HTTPConnection("127.0.0.1", port)
@@ -85,6 +90,20 @@ def test_a_body_that_does_not_say_its_length_is_cut_at_the_limit(served: tuple[E
     assert (status, body) == (413, b"The body is too large.")
     assert headers["x-content-type-options"] == "nosniff"
     assert 0 < echo.read <= LIMIT
+
+
+def test_nothing_is_logged_when_a_browser_leaves_in_mid_request(
+    served: tuple[Echo, int, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    echo, port, cookie = served
+    echo.left.clear()
+    lines = ["POST /upload HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Origin: http://127.0.0.1:{port}", f"Cookie: {cookie}"]
+    with caplog.at_level("WARNING"), socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(("\r\n".join([*lines, "Content-Length: 50"]) + "\r\n\r\nx").encode())
+        connection.close()
+        assert echo.left.wait(timeout=20)
+        assert post(port, cookie, 10, chunked=False)[0] == 200  # the server has gone on, past what it would have logged
+        assert caplog.records == []
 
 
 def test_the_guards_headers_replace_the_applications_own_and_files_are_downloads(served: tuple[Echo, int, str]) -> None:
