@@ -148,7 +148,7 @@ class Guard:
 
         async def sending(message: Message) -> None:
             nonlocal begun
-            if too_large and not begun:
+            if (left or too_large) and not begun:
                 return
             if message["type"] == "http.response.start":
                 begun = True
@@ -158,7 +158,7 @@ class Guard:
         try:
             await self.app(scope, receiving, sending)
         except Exception:
-            # A browser that left before its answer: the framework calls it an error that there is none.
+            # A browser that left before its answer: the framework's middlewares call it an error that there is none.
             if begun or not (left or too_large):
                 raise
         if too_large and not begun:
