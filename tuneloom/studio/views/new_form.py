@@ -46,6 +46,7 @@ class Form:
         mistakes: by the key of the setting.
         reasons: why controls are disabled, by the key of the setting.
         counted: the planner's last answer; empty while there is none.
+        progress: what the planner reads meanwhile, how far it is, of how much.
         reports: the planner's last answer on each source of the user's own, by path.
         counting: whether an answer is on its way.
     """
@@ -59,6 +60,7 @@ class Form:
         self.draft = drafts.load()
         self.stamp = drafts.stamp()
         self.counted: dict[str, Any] = {}
+        self.progress: tuple[str, int, int] | None = None
         self.reports: dict[str, dict[str, Any]] = {}
         self.frozen = False
         self.wanted_name = False
@@ -157,8 +159,10 @@ class Form:
             changed = True
             if name:
                 self.reports[name] = answer or {}
+            elif answer and "progress" in answer:
+                self.progress = answer["progress"]
             elif answer is not None:
-                self.counted = answer
+                self.counted, self.progress = answer, None
         if changed:
             self.show_counts()
 

@@ -191,13 +191,13 @@ def _note(form: Form) -> str:
     texts, counted = form.texts, form.counted
     if form.config is None:
         return texts("new.not_counted")
+    if form.progress is not None:
+        what, done, total = form.progress
+        return f"{what}: {done / total:.0%}" if total else what
     if "absent" in counted:
         return texts("new.absent", what=counted["absent"])
     if "fault" in counted:
         return texts("new.fault", reason=counted["fault"])
-    if "progress" in counted:
-        what, done, total = counted["progress"]
-        return f"{what}: {done / total:.0%}" if total else str(what)
     return texts("new.about") if counted.get("plan") and _is_approximate(form) else ""
 
 
@@ -211,7 +211,7 @@ def _show_mistakes(form: Form, box: Any) -> None:
     box.found = found
     box.clear()
     with box:
-        if found:
+        if found and form.config is not None:
             ui.label(form.texts("new.mistakes")).classes("label")
         for key, message in found.items():
             with ui.element("div").classes("note bad small"):
