@@ -48,6 +48,9 @@ class Form:
         counted: the planner's last answer; empty while there is none.
         progress: what the planner reads meanwhile, how far it is, of how much.
         reports: the planner's last answer on each source of the user's own, by path.
+        frozen: whether a run was started, so that nothing changes any more.
+        wanted_name: whether Start was pressed, so that a name that is missing is told.
+        asked: the controls of name and author.
         counting: whether an answer is on its way.
     """
 
@@ -64,6 +67,7 @@ class Form:
         self.reports: dict[str, dict[str, Any]] = {}
         self.frozen = False
         self.wanted_name = False
+        self.asked: dict[str, ui.input] = {}
         self._watching: list[tuple[Element, Callable[[], object], bool]] = []
         self._showing = False
         self._due: float | None = time.monotonic()
@@ -334,7 +338,7 @@ def _source_list(form: Form, setting: Setting) -> None:
         held = _held_kind(form, setting) if setting.kind == "held" else None
         box = ui.element("div").classes("stack tight")
         add = ui.button(texts("new.add_source"), on_click=lambda: form.change(lambda values: _append(values, key)))
-        add.props("flat dense no-caps size=sm").style("align-self:flex-start")
+        add.props("flat dense no-caps size=12px").style("align-self:flex-start")
     drawn: list[int] = []
 
     def show() -> None:
