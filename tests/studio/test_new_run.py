@@ -58,6 +58,7 @@ def test_a_name_and_two_quick_clicks_on_start_train_one_run(
     start = page.get_by_role("button", name="Start", exact=True)
     start.click()
     page.get_by_text("Give it a name.").wait_for()
+    wait_for(page, lambda: page.evaluate("document.activeElement.dataset.key") == "data.variables.name")
     assert Jobs(studio.runs).all() == []
     page.fill(NAME, "Loomi")
     page.get_by_text("loomi-lora", exact=True).wait_for()

@@ -38,8 +38,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "new.model": ("Which model is taught?", "教哪个模型？"),
     "new.model_label": ("Base model", "底座模型"),
     "new.model_help": (
-        "Choose one, or write a folder, a GGUF file or a hub id and press Enter.",
-        "选择一个，或写下模型目录、GGUF 文件、hub id 后按回车。",
+        "Choose one, or write a folder, a GGUF file or a hub id. Larger models begin with a lower learning rate.",
+        "选择一个，或写下模型目录、GGUF 文件、hub id。更大的模型以较低的学习率开始。",
     ),
     "new.model_embedded": (
         "Embedded: a chat model of 135 million parameters, English",
@@ -180,7 +180,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "本机上没有 {what}。开始训练时再下载并统计。",
     ),
     "new.fault": ("The counting failed: {reason}", "统计失败：{reason}"),
-    "new.not_counted": ("Counted once the settings below are right.", "修正下面的设置后再统计。"),
+    "new.not_counted": ("Counted once these settings are right:", "修正这些设置后再统计："),
     "new.start": ("Start", "开始训练"),
     "new.starting": ("Starting ...", "正在开始……"),
     "new.start_failed": ("The run could not be started: {reason}", "无法开始训练：{reason}"),

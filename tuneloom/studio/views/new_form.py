@@ -46,7 +46,11 @@ class Form:
         mistakes: by the key of the setting.
         reasons: why controls are disabled, by the key of the setting.
         counted: the planner's last answer; empty while there is none.
+        progress: what the planner reads meanwhile, how far it is, of how much.
         reports: the planner's last answer on each source of the user's own, by path.
+        frozen: whether a run was started, so that nothing changes any more.
+        wanted_name: whether Start was pressed, so that a name that is missing is told.
+        asked: the controls of name and author.
         counting: whether an answer is on its way.
     """
 
@@ -59,9 +63,11 @@ class Form:
         self.draft = drafts.load()
         self.stamp = drafts.stamp()
         self.counted: dict[str, Any] = {}
+        self.progress: tuple[str, int, int] | None = None
         self.reports: dict[str, dict[str, Any]] = {}
         self.frozen = False
         self.wanted_name = False
+        self.asked: dict[str, ui.input] = {}
         self._watching: list[tuple[Element, Callable[[], object], bool]] = []
         self._showing = False
         self._due: float | None = time.monotonic()
@@ -157,8 +163,10 @@ class Form:
             changed = True
             if name:
                 self.reports[name] = answer or {}
+            elif answer and "progress" in answer:
+                self.progress = answer["progress"]
             elif answer is not None:
-                self.counted = answer
+                self.counted, self.progress = answer, None
         if changed:
             self.show_counts()
 
@@ -330,7 +338,7 @@ def _source_list(form: Form, setting: Setting) -> None:
         held = _held_kind(form, setting) if setting.kind == "held" else None
         box = ui.element("div").classes("stack tight")
         add = ui.button(texts("new.add_source"), on_click=lambda: form.change(lambda values: _append(values, key)))
-        add.props("flat dense no-caps size=sm").style("align-self:flex-start")
+        add.props("flat dense no-caps size=12px").style("align-self:flex-start")
     drawn: list[int] = []
 
     def show() -> None:

@@ -291,6 +291,7 @@ def _variable(form: Form, name: str) -> None:
     ).props("dense outlined debounce=200 maxlength=80")
     box.props["aria-label"] = texts(f"new.{name}_label")
     box.props["data-key"] = key
+    form.asked[name] = box
     ui.label(key).classes("key")
     hint = ui.label("").classes("small bad").props('role="alert"')
 

@@ -71,10 +71,10 @@ def _presets(form: Form) -> None:
         for name in questions.PRESETS:
             act = lambda name=name: form.keep(Draft(form.draft.key, questions.preset(name, form.values)))  # noqa: E731
             button = ui.button(texts(f"new.preset_{name}"), on_click=act).props(
-                "outline dense no-caps size=sm padding='4px 10px'"
+                "outline dense no-caps size=12px padding='4px 10px'"
             )
             button.props["title"] = texts(f"new.preset_{name}_help")
-        ui.button(texts("new.reset"), on_click=begin_anew).props("flat dense no-caps size=sm")
+        ui.button(texts("new.reset"), on_click=begin_anew).props("flat dense no-caps size=12px")
 
 
 def _advanced(form: Form) -> None:
@@ -191,13 +191,13 @@ def _note(form: Form) -> str:
     texts, counted = form.texts, form.counted
     if form.config is None:
         return texts("new.not_counted")
+    if form.progress is not None:
+        what, done, total = form.progress
+        return f"{what}: {done / total:.0%}" if total else what
     if "absent" in counted:
         return texts("new.absent", what=counted["absent"])
     if "fault" in counted:
         return texts("new.fault", reason=counted["fault"])
-    if "progress" in counted:
-        what, done, total = counted["progress"]
-        return f"{what}: {done / total:.0%}" if total else str(what)
     return texts("new.about") if counted.get("plan") and _is_approximate(form) else ""
 
 
@@ -211,7 +211,7 @@ def _show_mistakes(form: Form, box: Any) -> None:
     box.found = found
     box.clear()
     with box:
-        if found:
+        if found and form.config is not None:
             ui.label(form.texts("new.mistakes")).classes("label")
         for key, message in found.items():
             with ui.element("div").classes("note bad small"):
@@ -225,8 +225,7 @@ def _start(form: Form, button: Any, failed: Any) -> None:
     missing = [name for name in ("name", "author") if not questions.variable(form.values, name)]
     if missing and questions.needs_name(form.values):
         form.show()
-        focus = f"document.querySelector('[data-key=\"data.variables.{missing[0]}\"]')?.focus()"
-        ui.run_javascript(focus)
+        form.asked[missing[0]].run_method("focus")
         return
     if not form.counting and (error := form.counted.get("error")):
         failed.set_text(form.texts("new.start_failed", reason=facts(UserError(**error))))
@@ -258,7 +257,7 @@ def _yaml(form: Form) -> None:
             button.set_text(texts("new.copied"))
 
     with expansion:
-        button = ui.button(texts("new.copy"), on_click=copy).props("outline dense no-caps size=sm")
+        button = ui.button(texts("new.copy"), on_click=copy).props("outline dense no-caps size=12px")
         shown = ui.label("").classes("mono new-yaml").props('tabindex="0"')
         shown.props["aria-label"] = texts("new.yaml")
 
