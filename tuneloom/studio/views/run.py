@@ -115,6 +115,8 @@ class RunPage:
             self.log = log_box(self.texts("run.log"))
         if little:
             self.tick()
+        else:
+            self.notes.show((("", self.texts("run.reading"), ""),))
         ui.timer(_POLL_SECONDS, self._follow)
 
     async def _follow(self) -> None:

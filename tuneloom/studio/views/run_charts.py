@@ -7,6 +7,7 @@ from nicegui import ui
 from tuneloom.runs import shown_name
 from tuneloom.studio.charts import SAVE_PICTURE, Line, Options, line_chart
 from tuneloom.studio.run_state import RunLook
+from tuneloom.studio.tail import SMOOTHED
 from tuneloom.studio.texts import Texts
 
 SMOOTH_COOKIE = "tuneloom_smooth"
@@ -14,7 +15,6 @@ SMALL = ("learning_rate", "grad_norm", "tokens_per_second", "peak_memory_gib")
 _REMEMBER = (
     f"(value) => {{ document.cookie = '{SMOOTH_COOKIE}=' + Number(value) + '; path=/; samesite=strict; max-age=31536000'; }}"
 )
-_SMOOTHED = ("grad_norm", "tokens_per_second")
 
 
 class RunCharts:
@@ -83,7 +83,7 @@ class RunCharts:
 
     def _small(self, name: str) -> Options:
         curve, title = self.look.tail.curves()[name], self.texts(f"run.{name}")
-        smooth = self.smooth and name in _SMOOTHED
+        smooth = self.smooth and name in SMOOTHED
         lines = [Line(title, curve.raw.points(), "--accent", faint=smooth)]
         if smooth:
             lines.append(Line(self.texts("run.smoothed"), curve.smooth.points(), "--accent"))
