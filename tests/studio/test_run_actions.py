@@ -151,6 +151,7 @@ def test_a_trainer_is_asked_to_end_once(studio: Studio, live: RunDirectory, proc
         assert is_stopping(Studio(studio.runs, Jobs(studio.runs)), live.path, process.pid), "kept on disk"
     time.sleep(0.2)
     process.kill()
+    process.wait()
     assert process.stdout is not None
     assert process.stdout.read() == b"asked\n"
     assert refusal(lambda: stop_run(studio, live.path, None)) == "run.not_live"
