@@ -67,7 +67,7 @@ def wait_for_points(page: Any, least: int) -> int:
 
 
 def phase(page: Any, text: str) -> None:
-    page.wait_for_function("text => document.querySelector('.run-phase')?.innerText.trim() === text", arg=text)
+    page.wait_for_function("text => document.querySelector('.run-phase')?.innerText.trim() === text", arg=text, timeout=120_000)
 
 
 def figure(page: Any, name: str) -> str:
@@ -108,7 +108,9 @@ def test_a_run_is_watched_killed_resumed_stopped_renamed_finished_and_deleted(
     phase(page, "stopped")
     assert list(run.checkpoints()) == [summarise(run.path).step]
     shown = (figure(page, "step"), figure(page, "train_loss"), points(page), page.locator(".run-log").inner_text())
-    assert "kept: checkpoint-" in page.locator(".note").inner_text()
+    (note,) = page.locator(".note").all()
+    assert "Stopped before its end" in note.inner_text()
+    assert "kept: checkpoint-" in note.inner_text()
     assert "tuneloom: " in shown[3]
     second = visitor.context.new_page()
     second.goto(page.url)
@@ -131,6 +133,7 @@ def test_a_run_is_watched_killed_resumed_stopped_renamed_finished_and_deleted(
     assert not run.path.exists()
     run = RunDirectory(studio.runs / "second")
     second.wait_for_url(f"**/runs/{id_of(run.path)}")
+    second.wait_for_function("window.socket?.connected === true")
     second.get_by_role("button", name="Resume").click()
     phase(second, "done")
     assert figure(second, "step") == "160 / 160"
@@ -217,6 +220,21 @@ def test_smoothing_is_switched_and_remembered_and_dark_has_its_own_colours(
     page.goto(f"{studio.base}/choose?theme=dark&back=/runs/{id_of(run.path)}")
     page.wait_for_function(f"() => ({lines})() === 2")
     assert {light, page.evaluate(colour)} == {"#0f766e", "#2dd4bf"}
+
+
+def test_a_run_that_cannot_be_resumed_says_why(
+    make_studio: Callable[..., RunningStudio], visit: Opened, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "runs", "run", state={"phase": "interrupted", "pid": 4_000_000})
+    page = visit(make_studio(run.path.parent)).open(f"/runs/{id_of(run.path)}")
+    page.get_by_role("button", name="Begin again").click()
+    page.get_by_text("The last attempt to resume it failed").wait_for(timeout=120_000)
+    assert "/models/small" in page.locator(".note.bad").inner_text()
+    assert page.get_by_role("button", name="Begin again").is_enabled()
+    run.config.write_text("adapter: {rank: 3}")
+    page.reload()
+    page.get_by_text("It cannot be resumed.").wait_for()
+    assert page.get_by_role("button", name="Begin again").is_disabled()
 
 
 def test_a_job_of_a_renamed_run_is_still_its_job(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -120,12 +119,14 @@ def _series(line: Line) -> Options:
     }
 
 
-def picture_script(element_id: int, file_name: str) -> str:
-    """Return the page's handler that saves a chart as a PNG file, made in the page."""
-    return f"""() => {{
-        const chart = getElement({element_id}).chart;
-        const link = document.createElement('a');
-        link.href = chart.getDataURL({{type: 'png', pixelRatio: 2, backgroundColor: {css("--panel")}}});
-        link.download = {json.dumps(file_name)};
-        link.click();
-    }}"""
+SAVE_PICTURE = f"""(event) => {{
+    const button = event.currentTarget;
+    const place = button.closest('.panel').querySelector('.run-chart');
+    const link = document.createElement('a');
+    link.href = getElement(place.id.slice(1)).chart.getDataURL({{
+        type: 'png', pixelRatio: 2, backgroundColor: {css("--panel")},
+    }});
+    link.download = button.dataset.file;
+    link.click();
+}}"""
+"""The page's handler of a button in a chart's panel: saves the chart as a PNG file, by the name that the button carries."""

@@ -10,7 +10,7 @@ from tuneloom.rundir import STATE, RunDirectory
 from tuneloom.runs import DEAD, UNKNOWN, RunSummary
 from tuneloom.studio.frame import Studio
 from tuneloom.studio.jobs import Job
-from tuneloom.studio.run_actions import Refusal, is_stopping, job_of, trainer_pid, why_not_resume
+from tuneloom.studio.run_actions import Refusal, is_stopping, job_of, job_pid, trainer_pid, why_not_resume
 from tuneloom.studio.tail import RunTail
 
 ANSWER_ROWS = 8
@@ -26,7 +26,8 @@ class Standing:
         live: a process trains it or prepares to.
         stopping: that process was asked to end.
         reason: why it failed, in the trainer's words.
-        last_words: of the job that failed or was killed.
+        last_words: of the job that trained it and failed or was killed.
+        attempt: the last words of a job that was to resume it and failed before it could.
     """
 
     phase: str
@@ -43,6 +44,7 @@ class Standing:
     memory_gib: float | None
     reason: str | None
     last_words: str
+    attempt: str
     checkpoints: tuple[tuple[int, str], ...]
     has_adapter: bool
 
@@ -99,7 +101,8 @@ class RunLook:
         state = RunDirectory(self.path).read_json(STATE) or {}
         last = self.tail.last_step or {}
         live, again = pid is not None, pid is not None and summary.pid is None
-        ended_badly = job is not None and not live and job.ended() in ("failed", "killed")
+        words = job.last_words() if job is not None and not live and job.ended() in ("failed", "killed") else ""
+        trained = job is None or state.get("pid") in (None, job_pid(job))
         return Standing(
             phase="preparing" if again else summary.phase,
             live=live,
@@ -114,7 +117,8 @@ class RunLook:
             tokens_per_second=_positive(last.get("tokens_per_second")),
             memory_gib=_positive(last.get("peak_memory_gib")),
             reason=None if live else summary.reason,
-            last_words=job.last_words() if job is not None and ended_badly else "",
+            last_words=words if trained else "",
+            attempt="" if trained else words,
             checkpoints=tuple((step, path.name) for step, path in RunDirectory(self.path).checkpoints().items()),
             has_adapter=RunDirectory(self.path).adapter.is_dir(),
         )

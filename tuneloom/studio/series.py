@@ -113,20 +113,25 @@ def smoothing_window(total_steps: int | None) -> float:
 class Curve:
     """A series, and beside it the same smoothed.
 
+    Args:
+        window: of the smoothing; None: it is not smoothed.
+        most: points that are kept of each.
+
     Attributes:
         raw, smooth: what is kept of it.
     """
 
-    window: float
+    window: float | None
     most: int = MOST_POINTS
     raw: Thinned = field(init=False)
     smooth: Thinned = field(init=False)
 
     def __post_init__(self) -> None:
         self.raw, self.smooth = Thinned(self.most), Thinned(self.most)
-        self._smoother = Smoother(self.window)
+        self._smoother = Smoother(self.window) if self.window is not None else None
 
     def add(self, step: int, value: float) -> None:
         """Add the next point."""
         self.raw.add(step, value)
-        self.smooth.add(step, self._smoother.add(value))
+        if self._smoother is not None:
+            self.smooth.add(step, self._smoother.add(value))

@@ -15,6 +15,7 @@ from tuneloom.runs import Clock, RunSummary, summary_of
 from tuneloom.studio.series import FEW_POINTS, MOST_POINTS, Curve, smoothing_window
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_gib")
+SMOOTHED = ("loss", "grad_norm", "tokens_per_second")
 _HEAD_BYTES = 256
 _BLOCK_BYTES = 1 << 20
 _LONGEST_LINE = 16 << 20
@@ -207,8 +208,9 @@ class RunTail:
         """Carry the curves on to what has been read."""
         if not self._curves:
             window = smoothing_window(self.total_steps())
-            self._curves = {name: Curve(window, MOST_POINTS if name == "loss" else FEW_POINTS) for name in COLUMNS}
-            self._curves["eval_loss"] = Curve(1, MOST_POINTS)
+            for name in COLUMNS:
+                self._curves[name] = Curve(window if name in SMOOTHED else None, MOST_POINTS if name == "loss" else FEW_POINTS)
+            self._curves["eval_loss"] = Curve(None, MOST_POINTS)
         for name, column in self._columns.items():
             add = self._curves[name].add
             for i in range(self._drawn, len(self._steps)):

@@ -436,6 +436,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "This run was not started in the studio: its log is in the terminal.",
         "此训练不是在本页面启动的，日志在终端中。",
     ),
+    "run.reading": ("Reading a long run …", "正在读取较长的训练记录……"),
     "run.starting": ("Starting …", "正在启动……"),
     # The list of runs.
     "runs.name": ("Run", "训练"),

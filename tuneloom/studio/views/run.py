@@ -101,7 +101,9 @@ class RunPage:
         if little:
             self.look.read()
         with ui.element("div").classes("stack tight"):
-            self.head = Part(self._head, "line")
+            with ui.element("div").classes("line"):
+                ui.label(shown_name(self.look.path)).classes("run-name").props('role="heading" aria-level="1"')
+                self.head = Part(self._head, "line run-head")
             self.origin = Part(self._origin, "line small muted")
         self.notes = Part(self._notes, "stack tight")
         self._glance()
@@ -113,6 +115,8 @@ class RunPage:
             self.log = log_box(self.texts("run.log"))
         if little:
             self.tick()
+        else:
+            self.notes.show((("", self.texts("run.reading"), ""),))
         ui.timer(_POLL_SECONDS, self._follow)
 
     async def _follow(self) -> None:
@@ -145,7 +149,6 @@ class RunPage:
     def _head(self, content: tuple[str, bool, bool, bool, tuple[bool, bool]]) -> None:
         phase, live, stopping, resumable, (talks, exports) = content
         texts = self.texts
-        ui.label(shown_name(self.look.path)).classes("run-name").props('role="heading" aria-level="1"')
         with ui.element("div").classes("line run-phase").props('role="status"'):
             phase_dot(phase)
             ui.label(texts("run.stopping") if stopping else texts(f"phase.{phase}"))
@@ -205,10 +208,10 @@ class RunPage:
             told.append(("", self.texts("run.resuming_note"), ""))
         elif standing.phase in ("dead", "failed", "unknown"):
             told.append(("bad", self.texts(f"run.{standing.phase}_note"), standing.reason or standing.last_words))
-        elif standing.last_words:
-            told.append(("bad", self.texts("run.job_failed"), standing.last_words))
         elif standing.phase == "interrupted":
             told.append(("", self.texts("run.interrupted_note"), standing.reason or ""))
+        if standing.attempt:
+            told.append(("bad", self.texts("run.job_failed"), standing.attempt))
         refusal = self.look.refusal() if standing.resumable else None
         if refusal is not None:
             told.append(("", self.texts("run.no_resume"), self.texts(refusal.key, **refusal.values)))
@@ -228,7 +231,7 @@ class RunPage:
         names = ("step", "eta", "took", "train_loss", "eval_loss", "speed", "memory")
         with ui.element("div").classes("panel stack"):
             with ui.element("div").classes("bar").props(f'role="progressbar" aria-label="{self.texts("run.progress")}"') as bar:
-                self.filled = ui.element("div")
+                self.filled = ui.element("div").style("width:0")
             self.bar = bar
             self.figures: dict[str, ui.label] = {}
             with ui.element("div").classes("run-figures"):

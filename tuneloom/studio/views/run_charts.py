@@ -5,13 +5,16 @@ from __future__ import annotations
 from nicegui import ui
 
 from tuneloom.runs import shown_name
-from tuneloom.studio.charts import Line, Options, line_chart, picture_script
+from tuneloom.studio.charts import SAVE_PICTURE, Line, Options, line_chart
 from tuneloom.studio.run_state import RunLook
+from tuneloom.studio.tail import SMOOTHED
 from tuneloom.studio.texts import Texts
 
 SMOOTH_COOKIE = "tuneloom_smooth"
 SMALL = ("learning_rate", "grad_norm", "tokens_per_second", "peak_memory_gib")
-_SMOOTHED = ("grad_norm", "tokens_per_second")
+_REMEMBER = (
+    f"(value) => {{ document.cookie = '{SMOOTH_COOKIE}=' + Number(value) + '; path=/; samesite=strict; max-age=31536000'; }}"
+)
 
 
 class RunCharts:
@@ -31,7 +34,8 @@ class RunCharts:
                 ui.label(self.texts("run.loss_chart")).classes("strong").props('role="heading" aria-level="2"')
                 with ui.element("div").classes("line push"):
                     label = self.texts("run.smooth")
-                    ui.switch(label, value=self.smooth, on_change=lambda event: self._switch(event.value)).props("dense")
+                    switch = ui.switch(label, value=self.smooth, on_change=lambda event: self._switch(event.value))
+                    switch.props("dense").on("update:model-value", js_handler=_REMEMBER)
                     picture = ui.button("PNG", icon="download").props(
                         f'flat dense no-caps aria-label="{self.texts("run.png")}"'
                     )
@@ -40,7 +44,8 @@ class RunCharts:
                         f'flat dense no-caps href="{place}" aria-label="{self.texts("run.csv")}"'
                     )
             self.loss = self._chart("run.loss_chart", {} if empty else self._losses(), "run-chart")
-            picture.on("click", js_handler=picture_script(self.loss.id, f"{shown_name(self.look.path)}-loss.png"))
+            picture.props["data-file"] = f"{shown_name(self.look.path)}-loss.png"
+            picture.on("click", js_handler=SAVE_PICTURE)
         with ui.element("div").classes("panel grid2"):
             self.small = {
                 name: self._chart(f"run.{name}", {} if empty else self._small(name), "run-chart small") for name in SMALL
@@ -59,8 +64,6 @@ class RunCharts:
 
     def _switch(self, smooth: bool) -> None:
         self.smooth = smooth
-        year = 365 * 86400
-        ui.run_javascript(f"document.cookie = '{SMOOTH_COOKIE}={int(smooth)}; path=/; samesite=strict; max-age={year}'")
         self.show()
 
     def _sign(self) -> object:
@@ -80,7 +83,7 @@ class RunCharts:
 
     def _small(self, name: str) -> Options:
         curve, title = self.look.tail.curves()[name], self.texts(f"run.{name}")
-        smooth = self.smooth and name in _SMOOTHED
+        smooth = self.smooth and name in SMOOTHED
         lines = [Line(title, curve.raw.points(), "--accent", faint=smooth)]
         if smooth:
             lines.append(Line(self.texts("run.smoothed"), curve.smooth.points(), "--accent"))

@@ -159,7 +159,7 @@ class Row:
         self.about = ui.label("").classes("small muted run-break")
 
     def _draw_state(self, run: RunSummary) -> None:
-        with ui.element("div").classes("line").style("gap:8px;flex-wrap:nowrap"):
+        with ui.element("div").classes("line").style("gap:0 8px"):
             phase_dot(run.phase)
             ui.label(self.texts(f"phase.{run.phase}"))
             ui.label(steps(run.step, run.total_steps)).classes("muted small push")
