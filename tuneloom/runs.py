@@ -5,6 +5,7 @@ A folder that is no run is passed over by name; a run whose files are torn is li
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -241,7 +242,7 @@ def _summary(run: RunDirectory, events: Sequence[Mapping[str, Any]], history: Se
     started = _number(start.get("time"))
     steps = [whole for event in history if (whole := _whole(event.get("step"))) is not None]
     return RunSummary(
-        name=run.path.absolute().name,
+        name=os.fsencode(run.path.absolute().name).decode("utf-8", errors="replace"),
         path=str(run.path),
         phase=phase,
         pid=pid,

@@ -126,7 +126,7 @@ def studio(make_studio: Callable[..., RunningStudio]) -> RunningStudio:
     return make_studio()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """Debian's Chromium, driven by playwright; one for all of these tests."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

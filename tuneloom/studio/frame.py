@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from urllib.parse import quote
 
 from nicegui import ui
 from starlette.requests import Request
@@ -55,7 +57,7 @@ class Studio:
 
 def id_of(path: str | Path) -> str:
     """Return the opaque id by which URLs name a run."""
-    return hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:16]
 
 
 def visitor_texts(request: Request) -> Texts:
@@ -93,7 +95,7 @@ def _top(request: Request, texts: Texts, theme: str | None) -> None:
     with ui.element("header").classes("top"):
         with ui.element("a").classes("skip").props('href="#content"'):
             ui.label(texts("frame.skip"))
-        with ui.element("a").classes("brand").props('href="/"'):
+        with ui.element("a").classes("brand").props(f'href="/" title="{texts("frame.tagline")}"'):
             ui.label("Tuneloom")
         with ui.element("nav").classes("links"):
             for place, key in LINKS:
@@ -102,9 +104,11 @@ def _top(request: Request, texts: Texts, theme: str | None) -> None:
                 with ui.element("a").props(f'href="{place}"{current}'):
                     ui.label(texts(key))
         other = "zh" if texts.language == "en" else "en"
-        _choice(f"/choose?language={other}&back={path}", texts("frame.language"), texts("frame.language_help"))
+        # Escaped twice, since what stands in a path or a query is anybody's: once as a place, once as a parameter.
+        back = quote(quote(path, safe="/") + (f"?{request.url.query}" if request.url.query else ""), safe="/")
+        _choice(f"/choose?language={other}&back={back}", texts("frame.language"), texts("frame.language_help"))
         next_theme = "light" if theme == "dark" else "dark"
-        _choice(f"/choose?theme={next_theme}&back={path}", "◐", texts("frame.theme_help"))
+        _choice(f"/choose?theme={next_theme}&back={back}", "◐", texts("frame.theme_help"))
 
 
 def _choice(place: str, shown: str, explained: str) -> None:

@@ -8,19 +8,24 @@ where it says where from, and carry the cookie that the printed address was exch
 from __future__ import annotations
 
 import hmac
+import html
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Sequence[tuple[str, str]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TOKEN = "token"  # noqa: S105 the name of a parameter
 COOKIE = "tuneloom_studio"
+FILES = "/_nicegui/auto/"
+"""Where the framework serves files that a view hands out."""
+TOO_LARGE = "The body is too large."
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 # The framework compiles its templates in the page: 'unsafe-eval' and 'unsafe-inline' cannot be left out.
@@ -53,14 +58,16 @@ class Guard:
 
     Args:
         app: what is guarded.
-        hosts: allowed values of the Host header, port included.
+        hosts: allowed values of the Host header, port included where it is not 80.
         token: good for one exchange against the cookie.
+        cookie: the cookie's name; studios on other ports of this machine share its cookies, and need other names.
         max_body: bytes of a request's body, at most.
     """
 
-    def __init__(self, app: App, hosts: Iterable[str], token: str, *, max_body: int = 600 << 20) -> None:
+    def __init__(self, app: App, hosts: Iterable[str], token: str, *, cookie: str = COOKIE, max_body: int = 600 << 20) -> None:
         self.app = app  # by this name the framework finds its server
         self.hosts = frozenset(host.lower() for host in hosts)
+        self.cookie = cookie
         self.max_body = max_body
         self._token: str | None = token
         self._session = secrets.token_urlsafe(32)
@@ -70,83 +77,126 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        known = self._known(headers)
         reason = self._refusal(scope, headers)
         if reason is not None:
             await _refuse(scope, send, *reason)
-        elif scope["type"] == "http" and (place := self._exchanged(scope)) is not None:
-            await self._welcome(send, place)
-        elif not self._known(headers):
+        elif scope.get("method") == "GET" and (exchange := _exchange(scope)) is not None:
+            await self._exchange(send, *exchange, known)
+        elif not known:
             await _refuse(scope, send, 401, "Open the studio with the address that the terminal shows.")
+        elif scope["type"] == "websocket":
+            await self.app(scope, receive, send)
         else:
-            await self.app(scope, receive, _with_headers(send) if scope["type"] == "http" else send)
+            await self._serve(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         """Return status and reason where a request is refused whoever sends it."""
-        host = headers.get("host", "").lower()
-        if host not in self.hosts:
+        hosts, origins = _values(headers, "host"), _values(headers, "origin")
+        if len(hosts) != 1 or hosts[0].lower() not in self.hosts:
             return 421, "This host is not served here."
-        origin = headers.get("origin")
         needs_origin = scope["type"] == "websocket" or scope.get("method") not in _SAFE_METHODS
-        if (origin is not None or needs_origin) and origin not in (f"http://{host}", f"https://{host}"):
+        if (origins or needs_origin) and origins != [f"http://{hosts[0].lower()}"]:
             return 403, "Requests from other pages are refused."
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            navigation = headers.get("sec-fetch-mode") == "navigate" and scope.get("method") == "GET"
-            if not navigation:
-                return 403, "Requests from other pages are refused."
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self.max_body:
-            return 413, "The body is too large."
+        site = _values(headers, "sec-fetch-site") or ["none"]
+        opened = _values(headers, "sec-fetch-mode") == ["navigate"] and scope.get("method") == "GET"
+        if site[0] not in ("same-origin", "none") and not opened:
+            return 403, "Requests from other pages are refused."
+        length = (_values(headers, "content-length") or ["0"])[0]
+        if not length.isdecimal() or len(length) > 15 or int(length) > self.max_body:
+            return 413, TOO_LARGE
+        if any(ord(letter) < 32 for letter in str(scope["path"])):
+            return 400, "There is no such place."
         return None
 
-    def _exchanged(self, scope: Scope) -> str | None:
-        """Return where to go with the cookie, if the request carries the token that is still good."""
-        pairs = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-        given = next((value for key, value in pairs if key == TOKEN), None)
-        if given is None or self._token is None or not hmac.compare_digest(given.encode(), self._token.encode()):
-            return None
-        self._token = None
-        rest = urlencode([(key, value) for key, value in pairs if key != TOKEN])
-        path = "/" + str(scope["path"]).lstrip("/")
-        return path + (f"?{rest}" if rest else "")
+    def _known(self, headers: Headers) -> bool:
+        """Whether the cookie is there. Other servers of this machine set cookies too, well-formed or not."""
+        pairs = [pair.strip().partition("=") for line in _values(headers, "cookie") for pair in line.split(";")]
+        given = [value for name, _, value in pairs if name == self.cookie]
+        return any(hmac.compare_digest(value.encode(), self._session.encode()) for value in given)
 
-    def _known(self, headers: dict[str, str]) -> bool:
+    async def _exchange(self, send: Send, given: str, place: str, known: bool) -> None:
+        """Answer the printed address.
+
+        Where it is opened from another page the browser keeps a SameSite=Strict cookie back, on a redirect too; but not
+        when our own page then goes on by itself. So the printed address works again in the browser that has the cookie,
+        and in another one leads to the refusal.
+        """
+        if known:
+            await _answer(send, 303, b"", b"text/plain; charset=utf-8", [(b"location", place.encode())])
+            return
+        good = self._token is not None and hmac.compare_digest(given.encode(), self._token.encode())
+        extra = []
+        if good:
+            self._token = None
+            extra = [(b"set-cookie", f"{self.cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict".encode())]
+        page = f'<!doctype html><title>Tuneloom</title><meta http-equiv="refresh" content="0;url={html.escape(place)}">'
+        await _answer(send, 200 if good else 401, page.encode(), b"text/html; charset=utf-8", extra)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through; one whose body turns out too large is answered as such."""
+        num_bytes, begun, left, too_large = 0, False, False, False
+
+        async def receiving() -> Message:
+            nonlocal num_bytes, left, too_large
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            left = left or message["type"] == "http.disconnect"
+            too_large = too_large or num_bytes > self.max_body
+            return {"type": "http.disconnect"} if too_large else message
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            if (left or too_large) and not begun:
+                return
+            if message["type"] == "http.response.start":
+                begun = True
+                message = {**message, "headers": _with_ours(str(scope["path"]), message.get("headers", []))}
+            await send(message)
+
         try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self._session.encode())
-
-    async def _welcome(self, send: Send, place: str) -> None:
-        cookie = f"{COOKIE}={self._session}; Path=/; HttpOnly; SameSite=Strict"
-        # A redirect would arrive without the cookie where the address was opened from elsewhere: SameSite=Strict.
-        page = f'<!doctype html><meta http-equiv="refresh" content="0;url={_escaped(place)}">'
-        await _answer(send, 200, page.encode(), b"text/html; charset=utf-8", [(b"set-cookie", cookie.encode())])
+            await self.app(scope, receiving, sending)
+        except Exception:
+            # A browser that left before its answer: the framework's middlewares call it an error that there is none.
+            if begun or not (left or too_large):
+                raise
+        if too_large and not begun:
+            await _refuse(scope, send, 413, TOO_LARGE)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
+def _values(headers: Headers, name: str) -> list[str]:
+    return [value for key, value in headers if key == name]
 
 
-def _with_headers(send: Send) -> Send:
-    async def sending(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            ours = {name for name, _ in HEADERS}
-            kept = [(name, value) for name, value in message.get("headers", []) if name.lower() not in ours]
-            message = {**message, "headers": [*kept, *HEADERS]}
-        await send(message)
+def _exchange(scope: Scope) -> tuple[str, str] | None:
+    """Return the token that a request carries, and where to go without it; None where it carries none."""
+    pairs = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+    given = next((value for key, value in pairs if key == TOKEN), None)
+    if given is None:
+        return None
+    rest = urlencode([(key, value) for key, value in pairs if key != TOKEN])
+    path = "/" + quote(str(scope["path"]).lstrip("/\\"))
+    return given, path + (f"?{rest}" if rest else "")
 
-    return sending
+
+def _with_ours(path: str, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return a response's headers with ours in place of its own; a user's file is a download, never a page."""
+    ours = {name for name, _ in HEADERS}
+    kept = [(name, value) for name, value in headers if name.lower() not in ours]
+    if path.startswith(FILES) and not any(name.lower() == b"content-disposition" for name, _ in kept):
+        kept.append((b"content-disposition", b"attachment"))
+    return [*kept, *HEADERS]
 
 
 async def _refuse(scope: Scope, send: Send, status: int, reason: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": reason})
     else:
-        await _answer(send, status, reason.encode(), b"text/plain; charset=utf-8", [])
+        await _answer(send, status, reason.encode(), b"text/plain; charset=utf-8", [(b"connection", b"close")])
 
 
-async def _answer(send: Send, status: int, body: bytes, kind: bytes, extra: list[tuple[bytes, bytes]]) -> None:
+async def _answer(send: Send, status: int, body: bytes, kind: bytes, extra: Iterable[tuple[bytes, bytes]]) -> None:
     headers = [
         (b"content-type", kind),
         (b"content-length", str(len(body)).encode()),

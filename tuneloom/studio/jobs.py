@@ -16,14 +16,16 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import psutil
 
@@ -31,9 +33,16 @@ from tuneloom.rundir import write_atomically
 
 Kind = Literal["finetune", "export", "predict", "check"]
 Ended = Literal["running", "done", "failed", "killed"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 JOBS = "jobs"
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _LOG_BYTES = 64 << 10
+# With -P: nothing that lies in the folder where the studio was started is taken for a module; but this very package is.
+_CHILD = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import tuneloom; del sys.path[0]; "
+    "from tuneloom.studio.child import main; sys.exit(main(sys.argv[2]))"
+)
+_PACKAGES = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Job:
         try:
             process = psutil.Process(pid)
             lives = abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
+        except (psutil.Error, ValueError, OverflowError):  # gone, or a number that we did not write
             return None
         return pid if lives else None
 
@@ -79,7 +88,8 @@ class Job:
         code = self.exit_code()
         if code is not None:
             return "done" if code == 0 else "failed"
-        if self.pid() is not None or time.time() - self.created < 2:
+        starting = not (self.folder / "state.json").exists() and time.time() - self.created < 5
+        if starting or self.pid() is not None:
             return "running"
         return "killed" if self.exit_code() is None else self.ended()
 
@@ -98,7 +108,7 @@ class Job:
         except OSError:
             return ""
         if size > max_bytes:
-            content = content.partition(b"\n")[2]
+            content = content.partition(b"\n")[2] or content
         return content.decode("utf-8", errors="replace")
 
     def last_words(self) -> str:
@@ -117,6 +127,7 @@ class Jobs:
 
     def __init__(self, runs: Path) -> None:
         self.folder = runs / ".studio" / JOBS
+        self._known: dict[str, tuple[int, Job | None]] = {}  # by the time at which the file was written
 
     def start(self, key: str, kind: Kind, arguments: Sequence[str], about: Mapping[str, Any] | None = None) -> Job:
         """Start a job; a second call with the same key returns the first one's.
@@ -133,45 +144,49 @@ class Jobs:
         if not _ID.fullmatch(key):
             raise ValueError(f"not a key: {key[:80]!r}")
         folder = self.folder / key
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            return self._there(key)
         job = Job(key, kind, tuple(arguments), dict(about or {}), round(time.time(), 3), folder)
-        stored = {name: value for name, value in asdict(job).items() if name != "folder"}
-        write_atomically(folder / "job.json", json.dumps(stored, ensure_ascii=False, indent=2) + "\n")
+        if not self._claim(job):
+            return self._there(key)
         with open(job.log, "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tuneloom.studio.child", str(folder)],
+                [sys.executable, "-P", "-c", _CHILD, str(_PACKAGES), str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
             )
-        with contextlib.suppress(psutil.Error):  # gone already
-            born = psutil.Process(process.pid).create_time()
-            write_atomically(folder / "state.json", json.dumps({"pid": process.pid, "born": born}) + "\n")
+        write_state(folder, process.pid)
         _reap(process)
         return job
+
+    def _claim(self, job: Job) -> bool:
+        """Publish a job's folder by rename, whole; return whether this call did, of all that ever tried."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
+        _write(replace(job, folder=made))
+        try:
+            made.rename(job.folder)
+        except OSError:
+            shutil.rmtree(made, ignore_errors=True)
+            if not job.folder.is_dir():
+                raise
+            return False
+        return True
 
     def get(self, key: str) -> Job | None:
         """Return a job by its id, None where there is none."""
         if not _ID.fullmatch(key):
             return None
-        stored = _read(self.folder / key / "job.json")
+        file = self.folder / key / "job.json"
         try:
-            return Job(
-                str(stored["id"]),
-                stored["kind"],
-                tuple(stored["arguments"]),
-                dict(stored["about"]),
-                float(stored["created"]),
-                self.folder / key,
-            )
-        except (KeyError, TypeError, ValueError):
+            written = file.stat().st_mtime_ns
+        except OSError:
             return None
+        known = self._known.get(key)
+        if known is None or known[0] != written:
+            known = self._known[key] = written, _parsed(_read(file), file.parent)
+        return known[1]
 
     def all(self, kind: Kind | None = None) -> list[Job]:
         """Return the jobs, newest first; a folder that is none is passed over."""
@@ -191,23 +206,51 @@ class Jobs:
         pid = job.pid()
         if pid is None:
             return False
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGTERM)
         return True
 
+    def amend(self, job: Job, **about: Any) -> None:
+        """Change what is kept about a job, as when its run gets another name."""
+        _write(replace(job, about={**job.about, **about}))
+
     def _there(self, key: str) -> Job:
-        """Return the job of a folder that another call has just made."""
-        for _ in range(100):
-            if (job := self.get(key)) is not None:
-                return job
-            time.sleep(0.02)
-        raise ValueError(f"a job that was never written: {key}")
+        """Return the job of a folder that is there."""
+        job = self.get(key)
+        if job is None:
+            raise ValueError(f"the folder of a job that cannot be read: {key}")
+        return job
+
+
+def write_state(folder: Path, pid: int) -> None:
+    """Note a job's process; both it and who started it do, since either may be killed before it could."""
+    with contextlib.suppress(psutil.Error):  # gone already
+        born = psutil.Process(pid).create_time()
+        write_atomically(folder / "state.json", json.dumps({"pid": pid, "born": born}) + "\n")
+
+
+def _write(job: Job) -> None:
+    stored = {name: value for name, value in asdict(job).items() if name != "folder"}
+    write_atomically(job.folder / "job.json", json.dumps(stored, ensure_ascii=False, indent=2) + "\n")
+
+
+def _parsed(stored: dict[str, Any], folder: Path) -> Job | None:
+    """Return the job that a file tells of, None where it tells of none."""
+    kind, arguments, about = stored.get("kind"), stored.get("arguments"), stored.get("about")
+    created = stored.get("created")
+    if kind not in KINDS or not isinstance(about, dict) or stored.get("id") != folder.name:
+        return None
+    if not isinstance(arguments, list) or not all(isinstance(word, str) for word in arguments):
+        return None
+    if not isinstance(created, (int, float)) or not 0 <= created < 1e12:
+        return None
+    return Job(folder.name, kind, tuple(arguments), about, float(created), folder)
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
