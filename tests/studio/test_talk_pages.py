@@ -17,6 +17,7 @@ from tuneloom.runs import list_runs
 from tuneloom.studio.frame import id_of
 
 pytestmark = pytest.mark.browser
+JOB_MS = 180_000
 COOKIES: dict[str, list[Any]] = {}
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
 
@@ -47,10 +48,6 @@ def enter(talking: Any, visit: Callable[..., Any]) -> Callable[[str], Any]:
 
 def texts_of(page: Any, label: str) -> list[str]:
     return [text.strip() for text in page.locator(f'section[aria-label="{label}"] .chat-text').all_inner_texts()]
-
-
-def feet_of(page: Any) -> Any:
-    return page.locator(".chat-answer .muted")
 
 
 def speakers(process: psutil.Process) -> list[psutil.Process]:
@@ -112,13 +109,13 @@ def test_base_and_tuned_answer_side_by_side_and_the_conversation_stays(talking: 
 def test_a_target_that_does_not_load_says_why_and_another_one_can_be_chosen(talking: Any, enter: Callable[[str], Any]) -> None:
     visitor = enter("/chat")
     page = visitor.page
-    page.get_by_label("Run or model", exact=True).click()
+    page.get_by_role("combobox", name="Run or model").click()
     page.get_by_role("option", name="Another folder or model …").click()
     page.get_by_label("Path of a folder, or a model's name").fill("/no/such/folder")
     page.get_by_role("button", name="Use", exact=True).click()
     page.get_by_text("The model could not be loaded, or has ended.").wait_for()
     assert "/no/such/folder" in page.locator(".note.bad").first.inner_text()
-    page.get_by_label("Run or model", exact=True).click()
+    page.get_by_role("combobox", name="Run or model").click()
     page.get_by_role("option", name="loomi").click()
     page.get_by_text(re.compile("^(Loading|Ready)")).wait_for()
 
@@ -130,14 +127,14 @@ def test_a_file_is_predicted_and_past_predictions_survive_a_killed_studio(
     file = write_rows(rows, "mine.jsonl")
     visitor = enter("/predict")
     page = visitor.page
-    page.get_by_label("Data", exact=True).click()
+    page.get_by_role("combobox", name="Data").click()
     page.get_by_role("option", name="upload a file …").click()
     page.get_by_text("Name the data first.").wait_for()
     page.locator("input[type=file]").set_input_files(file)
     page.get_by_text("mine.jsonl is here.").wait_for()
     page.get_by_label("Longest answer, tokens").fill("4")
     page.get_by_role("button", name="Start").dblclick()
-    page.get_by_text("Loss, nats a token").wait_for()
+    page.get_by_text("Loss, nats a token").wait_for(timeout=JOB_MS)
     report = json.loads(next(talking.runs.glob(".studio/jobs/*/result/report.json")).read_text(encoding="utf-8"))
     assert page.get_by_text(f"{report['base']['loss']:.4f}").is_visible()
     assert page.get_by_text(f"{report['model']['loss']:.4f}").is_visible()
@@ -175,18 +172,18 @@ def test_a_file_is_predicted_and_past_predictions_survive_a_killed_studio(
 def test_an_export_shows_its_steps_its_check_and_its_place(talking: Any, enter: Callable[[str], Any]) -> None:
     visitor = enter("/export")
     page = visitor.page
-    page.get_by_label("Format").click()
+    page.get_by_role("combobox", name="Format").click()
     page.get_by_role("option", name="ChatGLM's original layout").click()
     page.get_by_text("The base of this run is not in ChatGLM's original layout.").wait_for()
     assert page.get_by_role("button", name="Export").is_disabled()
-    page.get_by_label("Format").click()
+    page.get_by_role("combobox", name="Format").click()
     page.get_by_role("option", name="merged: one model").click()
     name = page.get_by_label("Name of the folder")
     name.fill("../elsewhere")
     page.get_by_text(re.compile("^A name has letters")).wait_for()
     name.fill("mine")
     page.get_by_role("button", name="Export").and_(page.locator(":enabled")).click()
-    page.get_by_text("Checked: the export answers as the tuned model.").wait_for()
+    page.get_by_text("Checked: the export answers as the tuned model.").wait_for(timeout=JOB_MS)
     check = json.loads((talking.runs / "exports" / "mine" / "export.json").read_text(encoding="utf-8"))["check"]
     assert page.get_by_text(f"{check['max_logit_difference']:.2e}").first.is_visible()
     assert page.get_by_text("reloading it in a fresh process").first.is_visible()
