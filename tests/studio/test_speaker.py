@@ -81,9 +81,10 @@ def test_it_streams_what_the_generator_writes_with_the_adapter_and_without(voice
     for base, heard in answers.items():
         end = heard.wait("end", "error")
         expected = generator.answer(asked("Who are you?"), GenerationConfig(max_new_tokens=12), base=base)
-        assert heard.text == expected.text
+        assert heard.text.strip() == end["text"] == expected.text
         assert (end["tokens"], end["finished"], end["stopped"]) == (len(expected.ids), expected.finished, False)
     assert answers[True].text != answers[False].text
+    assert answers[False].text.strip()
     assert voice.state.phase == "ready"
     assert voice.state.adapter is True
 
@@ -166,15 +167,6 @@ def test_a_visitors_name_leads_nowhere_else(voice: Voice, tmp_path: Path) -> Non
     assert visitors.get("a" * 24) is visitors.get("a" * 24) is not None
 
 
-def test_a_target_that_is_none_is_told_and_those_who_wait_hear_of_it(voice: Voice) -> None:
-    _, heard = ask(voice, "no-such-model")
-    message = heard.wait("end", "error")["message"]
-    assert "no-such-model" in message
-    assert "Traceback" not in message
-    assert voice.state.phase == "failed"
-    assert voice.state.message == message
-
-
 def test_it_ends_with_its_stdin_even_in_the_middle_of_an_answer(voice: Voice, finished_run: Path) -> None:
     _, heard = ask(voice, finished_run, **LONG)
     heard.wait("piece")
@@ -185,6 +177,15 @@ def test_it_ends_with_its_stdin_even_in_the_middle_of_an_answer(voice: Voice, fi
     process.wait(timeout=PATIENCE_SECONDS)
     assert heard.wait("end", "error")["event"] == "error"
     assert voice.state.phase == "asleep"
+
+
+def test_a_target_that_is_none_is_told_and_those_who_wait_hear_of_it(voice: Voice) -> None:
+    _, heard = ask(voice, "no-such-model")
+    message = heard.wait("end", "error")["message"]
+    assert "no-such-model" in message
+    assert "Traceback" not in message
+    assert voice.state.phase == "failed"
+    assert voice.state.message == message
 
 
 def test_the_process_prints_events_alone_and_ends_by_itself_without_work(tiny_model: Path, tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ class Visitor:
             reply.text += str(event["text"])
         elif kind == "end":
             reply.status = "stopped" if event["stopped"] else "done" if event["finished"] else "length"
+            reply.text = str(event["text"])  # whole, with the calls; blanks at its ends left out
             reply.tokens, reply.seconds = int(event["tokens"]), float(event["seconds"])
         else:
             reply.status, reply.error = "error", str(event.get("message", ""))

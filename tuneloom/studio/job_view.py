@@ -22,14 +22,14 @@ def target_name(job: Job) -> str:
     return f"{place.parent.name}/{place.name}" if place.name.startswith("checkpoint-") else place.name
 
 
-def job_list(studio: Studio, texts: Texts, kind: Kind, place: str, describe: Callable[[Job], str]) -> None:
+def job_list(studio: Studio, texts: Texts, kind: Kind, title: str, describe: Callable[[Job], str]) -> None:
     """Draw the jobs of a kind, newest first, each a link to its page.
 
     Args:
         studio: whose jobs.
         texts: of the visitor.
         kind: of the jobs.
-        place: path of a job's page, without its id.
+        title: of the list.
         describe: returns what is shown beside the target.
     """
 
@@ -39,7 +39,7 @@ def job_list(studio: Studio, texts: Texts, kind: Kind, place: str, describe: Cal
         if not jobs:
             ui.label(texts("job.none")).classes("muted")
         for job in jobs[:200]:
-            with ui.element("a").classes("job-line").props(f'href="{place}/{job.id}"'):
+            with ui.element("a").classes("job-line").props(f'href="/{kind}/{job.id}"'):
                 status_dot(job)
                 ui.label(target_name(job)).classes("ellipsis strong")
                 ui.label(describe(job)).classes("ellipsis muted")
@@ -51,7 +51,7 @@ def job_list(studio: Studio, texts: Texts, kind: Kind, place: str, describe: Cal
 
     shown = state()
     with ui.element("section").classes("panel stack tight"):
-        ui.label(texts(f"{kind}.past")).classes("strong").props('role="heading" aria-level="2"')
+        ui.label(title).classes("strong").props('role="heading" aria-level="2"')
         listed()
 
     def look() -> None:

@@ -6,11 +6,11 @@ It reads JSON lines from stdin and writes JSON lines to stdout:
 
     in   {"id": 1, "base": false, "messages": [{"role": ..., "content": ...}], "settings": {"temperature": 0, ...}}
          {"stop": 1}
-    out  {"event": "says", "text": ...}                                while it loads
+    out  {"event": "says", "text": ...}             while it loads
          {"event": "ready", "base": NAME, "adapter": true}
-         {"event": "piece", "id": 1, "text": ...}                      as it is written
-         {"event": "end", "id": 1, "finished": true, "stopped": false, "tokens": 12, "seconds": 0.8}
-         {"event": "error", "id": 1, "message": ...}                   without an id: it cannot go on, and ends
+         {"event": "piece", "id": 1, "text": ...}   as it is written
+         {"event": "end", "id": 1, "text": ..., "finished": true, "stopped": false, "tokens": 12, "seconds": 0.8}
+         {"event": "error", "id": 1, "message": ...}; without an id: it cannot go on, and ends
 
 It ends when stdin closes, so that none is left behind by a studio that was killed, and after a while without work.
 """
@@ -137,7 +137,7 @@ def _answer(generator: Generator, request: Mapping[str, Any], stop: threading.Ev
     messages = tuple(Message(message["role"], message["content"]) for message in request["messages"])
     settings = settings_of(request.get("settings") or {})
     if stop.is_set():
-        say("end", id=number, finished=False, stopped=True, tokens=0, seconds=0.0)
+        say("end", id=number, text="", finished=False, stopped=True, tokens=0, seconds=0.0)
         return
     stream = generator.stream(Conversation(messages), settings, base=bool(request.get("base")), stop=stop)
     while True:
@@ -146,11 +146,10 @@ def _answer(generator: Generator, request: Mapping[str, Any], stop: threading.Ev
         except StopIteration as end:
             answer = end.value
             break
-    for call in answer.tool_calls:
-        say("piece", id=number, text=f"\n{call}")
     stopped = not answer.finished and len(answer.ids) < settings.max_new_tokens
     seconds = round(time.monotonic() - begun, 2)
-    say("end", id=number, finished=answer.finished, stopped=stopped, tokens=len(answer.ids), seconds=seconds)
+    tokens = len(answer.ids)
+    say("end", id=number, text=str(answer), finished=answer.finished, stopped=stopped, tokens=tokens, seconds=seconds)
 
 
 def settings_of(values: Mapping[str, Any]) -> GenerationConfig:

@@ -222,7 +222,7 @@ class ChatPage:
         if chat is None:
             return
         self._show_state(self._voice.state)
-        shape = tuple((id(turn), *turn.replies) for turn in chat.turns)
+        shape = tuple((id(turn), *((side, id(reply)) for side, reply in turn.replies.items())) for turn in chat.turns)
         if (shape, self._visitor.both) != self._seen:
             self._seen = (shape, self._visitor.both)
             self._draw(chat)

@@ -38,7 +38,7 @@ def add(studio: Studio) -> None:
         with frame(studio, request, "frame.export") as texts:
             ui.label(texts("frame.export")).classes("page-title").props('role="heading" aria-level="1"')
             ExportForm(studio, texts, known.target if known else None)
-            job_list(studio, texts, "export", "/export", _described)
+            job_list(studio, texts, "export", texts("export.past"), _described)
 
     @ui.page("/export/{job_id}")
     def one(request: Request, job_id: str) -> None:

@@ -45,7 +45,7 @@ def add(studio: Studio) -> None:
         with frame(studio, request, "frame.predict") as texts:
             ui.label(texts("frame.predict")).classes("page-title").props('role="heading" aria-level="1"')
             PredictForm(studio, texts, known.target if known else None)
-            job_list(studio, texts, "predict", "/predict", lambda job: _data_name(texts, job))
+            job_list(studio, texts, "predict", texts("predict.past"), lambda job: _data_name(texts, job))
 
     @ui.page("/predict/{job_id}")
     def one(request: Request, job_id: str) -> None:
@@ -230,7 +230,7 @@ def _draw_figures(texts: Texts, report: dict[str, Any]) -> None:
             values = [_figure(report[side], metric) for side in sides]
             if any(values):
                 with ui.element("tr"):
-                    for text in (texts(f"predict.{metric}"), *values):
+                    for text in (texts(f"predict.{metric.replace('-', '_')}"), *values):
                         with ui.element("td"):
                             ui.label(text)
     counts = {name: f"{report.get(name) or 0:,}" for name in ("num_samples", "num_supervised_tokens", "num_answers")}
