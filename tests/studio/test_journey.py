@@ -20,8 +20,8 @@ from .conftest import RunningStudio, Visit
 
 pytestmark = [pytest.mark.browser, pytest.mark.real]
 
-STEPS = 40
-LONG = 240_000
+STEPS = 20
+LONG = 420_000
 """Milliseconds for what the real model takes on a slow machine."""
 
 
