@@ -203,6 +203,26 @@ def test_weight_0_keeps_an_answer_out_and_may_leave_it_empty() -> None:
     )
 
 
+def test_text_in_parts_is_joined_as_it_is() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "\nb"}]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": parts[:1]}]}
+    assert parse(row).messages == text_messages([("user", "a \nb"), ("assistant", "a ")])
+
+
+def test_developer_is_openais_newer_word_for_system() -> None:
+    row = {"messages": turns(("developer", "s"), *QA), "system": "another"}
+    assert parse(row).messages == text_messages([("system", "s"), *QA])
+
+
+def test_a_null_is_an_absent_key() -> None:
+    rows = [
+        {"messages": [*turns(QA[0]), {**turns(QA[1])[0], "weight": None, "name": None, "tool_calls": None}]},
+        {"messages": None, "conversations": said(("human", "q"), ("gpt", "a"))},
+        {"messages": None, "conversations": None, "instruction": "q", "output": "a", "input": None, "history": None},
+    ]
+    assert {parse(row).messages for row in rows} == {text_messages(QA)}
+
+
 def test_what_follows_the_last_answer_is_taken_off_and_said() -> None:
     parsed = parse_row({"messages": turns(*QA, ("user", "q2"), ("tool", "t"))}, HERE)
     assert parsed.conversation.as_dicts() == turns(*QA)
@@ -248,7 +268,12 @@ BAD: list[tuple[str, object, str, str]] = [
     ("no content", {"messages": [{"role": "user"}]}, "messages[0].content", "no text"),
     ("content of null", bad(None), "messages[1].content", "not text"),
     ("content of number", bad(3), "messages[1].content", "not text"),
-    ("content of parts", bad([{"type": "text", "text": "a"}]), "messages[1].content", "not text"),
+    ("content of no parts", bad([]), "messages[1].content", "not text"),
+    ("content of parts without a type", bad([{"text": "a"}]), "messages[1].content", "not text"),
+    ("an image beside text", bad([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x.png"}}]),
+     "messages[1].content[1].type", "a part that is not text"),
+    ("a part of null", bad([{"type": "text", "text": None}]), "messages[1].content[0].text", "not text"),
+    ("half a character in a part", bad([{"type": "text", "text": "a\ud83d"}]), "messages[1].content[0].text", HALF),
     ("endless content", bad(DEEP), "messages[1].content", "not text"),
     ("half a character", bad("a\ud83d"), "messages[1].content", HALF),
     ("a NUL", bad("a\x00b"), "messages[1].content", "holds a NUL byte"),
@@ -257,7 +282,6 @@ BAD: list[tuple[str, object, str, str]] = [
     ("weight 2", bad(weight=2), "messages[1].weight", "wrong weight"),
     ("weight as a flag", bad(weight=True), "messages[1].weight", "wrong weight"),
     ("weight as text", bad(weight="0"), "messages[1].weight", "wrong weight"),
-    ("weight of null", bad(weight=None), "messages[1].weight", "wrong weight"),
     ("weight 0 throughout", bad(weight=0), "weight", "every answer has weight 0"),
     ("no answer", {"messages": turns(("user", "q"))}, "row", "no answer"),
     ("a system alone", {"messages": turns(("system", "s"))}, "row", "no answer"),

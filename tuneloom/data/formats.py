@@ -10,13 +10,14 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from tuneloom.data.row import RowError
 from tuneloom.types import ROLES, Conversation, Location, Message, Role, ToolCall
 
 ROLE_NAMES: dict[str, Role] = {
     **{role: role for role in ROLES},
+    "developer": "system",
     "human": "user",
     "gpt": "assistant",
     "bot": "assistant",
@@ -62,7 +63,7 @@ class RowShape:
         renamed = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
         named = {key: value for key, value in row.items() if key not in columns.values()} | renamed
         for turns in TURN_COLUMNS:
-            if turns in named:
+            if named.get(turns) is not None:
                 decoded = _from_json(named[turns], turns)
                 named[turns] = [self._turn(turn) for turn in decoded] if isinstance(decoded, list) else decoded
                 break
@@ -109,10 +110,12 @@ def parse_row(row: object, location: Location, shape: RowShape = _AS_IT_IS) -> P
 
 
 def _parsed(row: Mapping[str, Any], location: Location) -> Parsed:
-    for name, is_it, read in FORMATS:
-        if is_it(row):
-            messages, repairs = _settle(read(row))
-            return Parsed(name, Conversation(messages, location, _tools(row)), repairs)
+    """Read a row in the format that its keys tell; a key that is null counts only where no other tells one."""
+    for keys in ({key: value for key, value in row.items() if value is not None}, row):
+        for name, is_it, read in FORMATS:
+            if is_it(keys):
+                messages, repairs = _settle(read(row))
+                return Parsed(name, Conversation(messages, location, _tools(row)), repairs)
     raise RowError(
         "row",
         list(row),
@@ -147,7 +150,7 @@ def _read_chatglm3(row: Mapping[str, Any]) -> list[Message]:
         if messages and messages[-1].role == "assistant":
             messages[-1] = replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
         else:
-            messages.append(_message("assistant", "", f"{where}.parameters", turn.get("weight", 1), (call,)))
+            messages.append(_message("assistant", "", f"{where}.parameters", turn.get("weight"), (call,)))
         observation = turn.get("observation")
         text = _json_text(observation, f"{where}.observation") if isinstance(observation, (dict, list)) else observation
         messages.append(_message("tool", text, f"{where}.observation", name=call.name))
@@ -235,6 +238,8 @@ def _read_turn(turn: object, where: str, role_key: str, text_key: str) -> Messag
     role, text, calls = ROLE_NAMES[name], turn.get(text_key), _calls(turn, where)
     if name == "function_call":
         text, calls = "", _calls_of_text(text, f"{where}.{text_key}")
+    elif _is_parts(text):
+        text = _joined(text, f"{where}.{text_key}")
     if calls and role != "assistant":
         raise RowError(f"{where}.{role_key}", name, "a tool call by another than the assistant", "make it the assistant's")
     if calls and text is None:
@@ -242,7 +247,21 @@ def _read_turn(turn: object, where: str, role_key: str, text_key: str) -> Messag
     elif text_key not in turn:
         raise RowError(f"{where}.{text_key}", None, "no text", f"add `{text_key}`")
     extra = {key: _name(turn[key], f"{where}.{key}") for key in ("name", "tool_call_id") if turn.get(key) is not None}
-    return _message(role, text, f"{where}.{text_key}", turn.get("weight", 1), calls, **(extra if role == "tool" else {}))
+    return _message(role, text, f"{where}.{text_key}", turn.get("weight"), calls, **(extra if role == "tool" else {}))
+
+
+def _is_parts(value: object) -> TypeGuard[list[Mapping[str, Any]]]:
+    """Whether a message's text is written in parts, as OpenAI takes it: [{type: text, text}, ...]."""
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) and "type" in part for part in value)
+
+
+def _joined(parts: list[Mapping[str, Any]], where: str) -> str:
+    """Return the text of parts, joined as they are."""
+    for i, part in enumerate(parts):
+        if part["type"] != "text":
+            mend = "only text is read: leave the part out, or the row"
+            raise RowError(f"{where}[{i}].type", part["type"], "a part that is not text", mend)
+    return "".join(check_text(part.get("text"), f"{where}[{i}].text") for i, part in enumerate(parts))
 
 
 def _calls(turn: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
@@ -331,15 +350,16 @@ def _message(
     role: Role,
     content: object,
     where: str,
-    weight: object = 1,
+    weight: object = None,
     tool_calls: tuple[ToolCall, ...] = (),
     *,
     name: str | None = None,
     tool_call_id: str | None = None,
 ) -> Message:
-    if isinstance(weight, bool) or weight not in (0, 1):
+    """Check a message; a weight that is absent or null is 1."""
+    if isinstance(weight, bool) or weight not in (None, 0, 1):
         raise RowError(f"{where.rpartition('.')[0]}.weight", weight, "wrong weight", "use 0 or 1")
-    return Message(role, check_text(content, where), int(weight), tool_calls, name, tool_call_id)
+    return Message(role, check_text(content, where), 0 if weight == 0 else 1, tool_calls, name, tool_call_id)
 
 
 def check_text(value: object, where: str) -> str:
