@@ -141,7 +141,13 @@ def test_columns_of_other_names_and_whole_configs(data: Callable[..., Result], w
     )
     report = json.loads(data("check", config, "--json").output)
     assert [source["path"] for source in report["sources"]] == [str(other), str(file), str(other)]
-    assert report["duplicates"] == 2, "three equal conversations"
+    assert [source["role"] for source in report["sources"]] == ["train", "train", "validation"]
+    assert (report["duplicates"], report["leaks"]) == (1, 1), "two are trained on, and the third asks what they taught"
+    leak = {"where": f"{other}:1", "role": "validation", "trained": f"{other}:1"}
+    assert report["leaked_conversations"] == [leak]
+    said = data("check", config).output
+    assert f"source  {other} (validation): OpenAI messages 1" in said
+    assert f"leak  {other}:1 (validation): the conversation is trained on too, at {other}:1 (take it out of one" in said
     assert isinstance(data("check", file, "--columns", "instruction").exception, UserError)
     assert isinstance(data("check", config, "--columns", "output=reply").exception, UserError)
     assert isinstance(data("check", file, "--set", f"data.train={other}").exception, UserError), "would have no effect"

@@ -342,6 +342,31 @@ def test_equal_conversations_are_counted_and_kept(write_rows: WriteRows, prepare
     assert len(found.train) == 15
 
 
+def test_what_is_held_out_and_trained_on_is_a_leak_and_no_duplicate(
+    write_rows: WriteRows, prepare: Prepare, renderer: Renderer
+) -> None:
+    first, second = write_rows(ROWS[:2], "a.jsonl"), write_rows([ROWS[2], ROWS[3], ROWS[2]], "b.jsonl")
+    replayed = {"path": str(write_rows([ROWS[4]], "c.jsonl")), "replay": "self"}
+    held, asked = write_rows([ROWS[5], ROWS[4], ROWS[1]], "held.jsonl"), write_rows([ROWS[6], ROWS[2], ROWS[6]], "asked.jsonl")
+    data = section(train=[str(first), str(second), replayed], validation=str(held), test=str(asked))
+    report = prepare_data(data, renderer, seed=0, replay=lambda conversations: [None for _ in conversations]).report
+    assert [source.role for source in report.sources] == ["train", "train", "train", "validation", "test"]
+    assert (report.duplicates, report.num_leaks) == (2, 3)
+    assert [(leak.where, leak.role, leak.trained) for leak in report.leaks] == [
+        (f"{held}:2", "validation", f"{replayed['path']}:1"),
+        (f"{held}:3", "validation", f"{first}:2"),
+        (f"{asked}:2", "test", f"{second}:1"),
+    ]
+    assert prepare(train=str(first), validation=str(second)).report.num_leaks == 0
+    assert report.leak_lines(1) == [str(report.leaks[0]), "and 2 more"]
+
+
+def test_a_share_held_out_leaks_nothing_that_is_repeated(write_rows: WriteRows, prepare: Prepare) -> None:
+    found = prepare(train=str(write_rows(ROWS * 3)), validation=0.3)
+    assert found.validation
+    assert found.report.num_leaks == 0
+
+
 def test_the_reports_numbers_add_up(write_rows: WriteRows, prepare: Prepare) -> None:
     asked_on = {"messages": [*ROWS[1]["messages"], {"role": "user", "content": "and?"}]}
     a = write_rows([*ROWS, BROKEN, asked_on, {"x": 1}], "a.jsonl")

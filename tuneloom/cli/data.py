@@ -135,7 +135,7 @@ def _settings(
 def _readers(config: Config) -> list[ConversationReader]:
     from tuneloom.data.conversations import ConversationReader
 
-    return [ConversationReader(source, config.data.variables) for source in config.data.sources()]
+    return [ConversationReader(source, config.data.variables, role) for role, source in config.data.roles()]
 
 
 def _column(text: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from tuneloom.config import SourceConfig
 from tuneloom.data.formats import Parsed, parse_row
 from tuneloom.data.inspect import Inspected, inspect_file
 from tuneloom.data.read import read_rows
-from tuneloom.data.report import SourceReport
+from tuneloom.data.report import TRAIN, SourceReport
 from tuneloom.data.row import Row, RowError
 from tuneloom.data.sources import builtin_file, resolve_source
 from tuneloom.types import Conversation, Location
@@ -54,13 +54,15 @@ class ConversationReader:
     Args:
         source: from the config.
         variables: values of placeholders.
+        role: what the config has it for: train, validation or test.
 
     Raises:
         UserError: nothing is there, or nothing that can be read.
     """
 
-    def __init__(self, source: SourceConfig, variables: Mapping[str, str]) -> None:
+    def __init__(self, source: SourceConfig, variables: Mapping[str, str], role: str = TRAIN) -> None:
         self.source = source
+        self.role = role
         self._variables = variables
         resolved = resolve_source(source)
         self.files = resolved.files
@@ -75,7 +77,7 @@ class ConversationReader:
     def new_report(self) -> SourceReport:
         """Return an empty report of this source."""
         hashes = [inspected.sha256 for inspected in self.inspected]
-        return SourceReport(self.source.path, [shown for shown, _ in self.files], hashes)
+        return SourceReport(self.source.path, [shown for shown, _ in self.files], hashes, self.role)
 
     def read(self, report: SourceReport, *, strict: bool = False, on_bytes: OnBytes | None = None) -> Iterator[Read]:
         """Yield the conversations; count every row in the report.
