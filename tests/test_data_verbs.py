@@ -55,7 +55,7 @@ def test_check_counts_every_row_and_names_file_line_reason_and_mend(data: Callab
         f"leaked probe  {file}:8: I forgot to ask: what do people call you?",
         "1  empty answer",
         "1  longer than the cutoff",
-        f"{file}:4 row: no answer (got 'q'; add an assistant message)",
+        f'{file}:4 row: no answer (got "q"; add an assistant message)',
         f"{file}:6 row: messages after the last answer taken off",
     ):
         assert said in result.output
@@ -94,7 +94,7 @@ def test_check_without_a_usable_row_reports_and_is_a_mistake(data: Callable[...,
     result = data("check", write_rows([{"x": 1}]))
     assert "1 read, 0 usable, 1 dropped" in result.output
     assert isinstance(result.exception, UserError)
-    assert result.exception.got == "row: no known format (got ['x'])"
+    assert result.exception.got == 'row: no known format (got ["x"])'
 
 
 def test_check_refuses_a_source_that_training_refuses(

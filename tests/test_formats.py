@@ -382,7 +382,24 @@ def test_a_mend_names_what_can_be_done_in_any_kind_of_file(row: object, mend: st
 def test_a_column_map_that_matches_nothing_leaves_the_row_unknown() -> None:
     with pytest.raises(RowError, match="no known format") as caught:
         parse({"q": "q", "a": "a"}, instruction="question")
-    assert caught.value.value == "['q', 'a']"
+    assert caught.value.value == '["q", "a"]'
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        (None, "null"),
+        ({"messages": turns(("user", True))}, "true"),  # type: ignore[arg-type]
+        ({"messages": turns(("user", {"a": None, "b": "it's \u200b“你”"}))}, '{"a": null, "b": "it\'s \\u200b“你”"}'),  # type: ignore[arg-type]
+        ({"messages": turns(("user", "a\n\x00"))}, '"a\\n\\u0000"'),
+        ({"messages": turns(("user", "a\ud83d"))}, '"a\\ud83d"'),
+        ({"messages": turns(("user", ["x" * 90]))}, '["' + "x" * 77 + "…"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_value_is_shown_as_a_json_file_has_it(row: object, shown: str) -> None:
+    with pytest.raises(RowError) as caught:
+        parse(row)
+    assert caught.value.value == shown
 
 
 def test_other_names_of_roles_and_message_keys_are_mapped_and_faults_told_in_the_files_words() -> None:
