@@ -277,8 +277,8 @@ BAD: list[tuple[str, object, str, str]] = [
     ("endless content", bad(DEEP), "messages[1].content", "not text"),
     ("half a character", bad("a\ud83d"), "messages[1].content", HALF),
     ("a NUL", bad("a\x00b"), "messages[1].content", "holds a NUL byte"),
-    ("an empty answer", bad(""), "message 2", "empty answer"),
-    ("a blank answer", bad(" \n\t"), "message 2", "empty answer"),
+    ("an empty answer", bad(""), "messages[1].content", "empty answer"),
+    ("a blank answer", bad(" \n\t"), "messages[1].content", "empty answer"),
     ("weight 2", bad(weight=2), "messages[1].weight", "wrong weight"),
     ("weight as a flag", bad(weight=True), "messages[1].weight", "wrong weight"),
     ("weight as text", bad(weight="0"), "messages[1].weight", "wrong weight"),
@@ -297,7 +297,7 @@ BAD: list[tuple[str, object, str, str]] = [
     ("input of list", {"instruction": "q", "input": ["i"], "output": "a"}, "input", "not text"),
     ("no output", {"instruction": "q"}, "output", "no answer"),
     ("output of null", {"instruction": "q", "output": None}, "output", "not text"),
-    ("empty output", {"instruction": "q", "output": ""}, "message 2", "empty answer"),
+    ("empty output", {"instruction": "q", "output": ""}, "output", "empty answer"),
     ("history as a map", {"instruction": "q", "output": "a", "history": {"q": "a"}}, "history", "not a list"),
     ("history as text", {"instruction": "q", "output": "a", "history": "before"}, "history", "not JSON"),
     ("history of singles", {"instruction": "q", "output": "a", "history": [["q"]]}, "history[0]", "not a pair"),
@@ -371,6 +371,11 @@ def test_a_bad_row_says_field_reason_and_mend(row: object, field: str, reason: s
         ({"messages": turns(("narrator", "q"))}, "name yours in `roles` of the source"),
         ({"messages": "hello"}, "write messages as a list, or as the JSON text of one"),
         ({"instruction": "q", "response": "a"}, "add `output`, or map your column to it"),
+        (bad(""), "write the answer, or give it weight 0"),
+        ({"conversations": said(("human", "q"), ("gpt", ""))}, "write the answer, or give it weight 0"),
+        ({"instruction": "q", "output": "a", "history": [["q", ""]]}, "write the answer, or leave the row out"),
+        ({"conversation": [{"input": "q", "output": ""}]}, "write the answer, or leave the row out"),
+        ({"prompt": "q", "completion": ""}, "write the answer, or leave the row out"),
     ],
 )
 def test_a_mend_names_what_can_be_done_in_any_kind_of_file(row: object, mend: str) -> None:
@@ -383,6 +388,12 @@ def test_a_column_map_that_matches_nothing_leaves_the_row_unknown() -> None:
     with pytest.raises(RowError, match="no known format") as caught:
         parse({"q": "q", "a": "a"}, instruction="question")
     assert caught.value.value == '["q", "a"]'
+
+
+def test_an_empty_answer_is_named_as_the_file_names_it() -> None:
+    with pytest.raises(RowError, match="empty answer") as caught:
+        parse({"question": "q", "reply": ""}, instruction="question", output="reply")
+    assert caught.value.field == "reply"
 
 
 @pytest.mark.parametrize(

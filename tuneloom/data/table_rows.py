@@ -24,6 +24,7 @@ _ROWS_A_BATCH = 256
 _CHUNK_CHARS = 1 << 20
 _MAX_GROUP_BYTES = 512 << 20
 _SPEAKER = re.compile(r"\s{0,3}(system|user|human|assistant|gpt|bot|model|系统|用户|问|助手|答)\s*[:：]\s?(.*)", re.IGNORECASE)
+_ANSWERS = ("assistant", "gpt", "bot", "model")
 _SPEAKERS = {"系统": "system", "用户": "user", "问": "user", "助手": "assistant", "答": "assistant"}
 
 
@@ -177,6 +178,10 @@ class _Dialogue:
             mend = "begin each message with User: or Assistant:"
             return Row(self._location, error=RowError("line", Verbatim(self._stray), "a line without a speaker", mend))
         messages = [{"role": role, "content": "\n".join(lines).strip()} for role, lines in self._messages]
+        for i, message in enumerate(messages):
+            if message["role"] in _ANSWERS and not message["content"]:
+                mend = "write the answer, or leave the dialogue out"
+                return Row(self._location, error=RowError(f"message {i + 1}", "", "empty answer", mend))
         return Row(self._location, {"messages": messages})
 
 
