@@ -390,6 +390,28 @@ def test_a_column_map_that_matches_nothing_leaves_the_row_unknown() -> None:
     assert caught.value.value == '["q", "a"]'
 
 
+@pytest.mark.parametrize(
+    ("row", "lists"),
+    [
+        ({"version": 1, "data": [{"messages": turns(*QA)}]}, "the list data:"),
+        ({"license": "mit", "all": [{"question": "q", "reply": "a"}], "more": []}, "the list all:"),
+        (
+            {"train": [{"prompt": "q", "completion": "a"}], "test": [{"messages": turns(*QA)}]},
+            "the list train and the list test:",
+        ),
+        ({"id": 1, "dialogue": turns(*QA)}, None),
+        ({"version": 1, "data": []}, None),
+        ({"data": [{"messages": "[torn"}]}, None),
+    ],
+    ids=["under data", "with columns", "two lists", "messages", "an empty list", "no rows"],
+)
+def test_a_file_that_wraps_its_rows_is_told_which_list_holds_them(row: object, lists: str | None) -> None:
+    with pytest.raises(RowError, match="no known format") as caught:
+        parse(row, instruction="question", output="reply")
+    expected = f"its rows are in {lists} save that list alone as the file" if lists else "or map your columns"
+    assert expected in caught.value.mend
+
+
 def test_an_empty_answer_is_named_as_the_file_names_it() -> None:
     with pytest.raises(RowError, match="empty answer") as caught:
         parse({"question": "q", "reply": ""}, instruction="question", output="reply")

@@ -117,26 +117,35 @@ def parse_row(row: object, location: Location, shape: RowShape = _AS_IT_IS) -> P
     if not isinstance(row, dict):
         raise RowError("row", row, "not a map", "write each row as {...}")
     try:
-        return _parsed(shape.in_our_words(row), location)
+        return _parsed(shape.in_our_words(row), location, shape)
     except RowError as error:
         error.field = shape.in_the_files_words(error.field)
         error.mend = re.sub("`[^`]+`", lambda name: shape.in_the_files_words(name[0]), error.mend)
         raise
 
 
-def _parsed(row: Mapping[str, Any], location: Location) -> Parsed:
+def _parsed(row: Mapping[str, Any], location: Location, shape: RowShape) -> Parsed:
     """Read a row in the format that its keys tell; a key that is null counts only where no other tells one."""
     for keys in ({key: value for key, value in row.items() if value is not None}, row):
         for name, is_it, read in FORMATS:
             if is_it(keys):
                 messages, repairs = _settle(read(row))
                 return Parsed(name, Conversation(messages, location, _tools(row)), repairs)
-    raise RowError(
-        "row",
-        list(row),
-        "no known format",
-        "use `messages`, `conversations` or `instruction` + `output`, or map your columns in data.train.columns",
-    )
+    mend = "use `messages`, `conversations` or `instruction` + `output`, or map your columns in data.train.columns"
+    if lists := [key for key, value in row.items() if isinstance(value, list) and value and _is_row(value[0], shape)]:
+        mend = f"this is no row, its rows are in the list {' and the list '.join(lists)}: save that list alone as the file"
+    raise RowError("row", list(row), "no known format", mend)
+
+
+def _is_row(value: object, shape: RowShape) -> bool:
+    """Whether a value is itself a row, by its keys."""
+    if not isinstance(value, dict):
+        return False
+    try:
+        row = shape.in_our_words(value)
+    except RowError:
+        return False
+    return any(is_it(row) for _, is_it, _ in FORMATS)
 
 
 def _is_sharegpt(row: Mapping[str, Any]) -> bool:
