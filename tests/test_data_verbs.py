@@ -153,6 +153,14 @@ def test_columns_of_other_names_and_whole_configs(data: Callable[..., Result], w
     assert isinstance(data("check", file, "--set", f"data.train={other}").exception, UserError), "would have no effect"
 
 
+def test_show_tells_a_placeholder_without_a_value(data: Callable[..., Result], write_rows: WriteRows) -> None:
+    file = write_rows(ROWS)
+    assert (
+        f"placeholder {{{{name}}}} has no value, first at {file}:1: --set data.variables.name=..." in data("show", file).output
+    )
+    assert "has no value" not in data("show", file, "--set", "data.variables.name=Ada").output
+
+
 def test_show_prints_chat_and_tokens_learnt_ones_in_brackets(data: Callable[..., Result], write_rows: WriteRows) -> None:
     file = write_rows(ROWS)
     result = data("show", file, "--rows", "1", "--from", "2")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import CHATML, chat_row, make_tokenizer
 
-from tuneloom.config import DataConfig, parse_config
+from tuneloom.config import DataConfig, SourceConfig, parse_config
+from tuneloom.data.conversations import ConversationReader
 from tuneloom.data.prepare import PreparedData, prepare_data
 from tuneloom.data.render import Renderer
 from tuneloom.errors import UserError
@@ -58,6 +59,50 @@ def rendered(renderer: Renderer, *said: str) -> list[int]:
 
 
 # Placeholders.
+
+
+def test_placeholders_are_filled_in_calls_and_tools_too(write_rows: WriteRows) -> None:
+    row = {
+        "tools": [{"name": "find", "description": "asks {{author}}", "parameters": {"who": {"enum": ["{{name}}", 3, None]}}}],
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": None, "tool_calls": [{"name": "f_{{name}}", "arguments": {"who": "{{author}}"}}]},
+            {"role": "tool", "name": "f_{{name}}", "content": "{{name}}"},
+            {"role": "assistant", "content": "a {{missing}}"},
+        ],
+    }
+    variables = {"name": "Ada", "author": 'the "mill"\n\\'}
+    reader = ConversationReader(SourceConfig(path=str(write_rows([row]))), variables)
+    report = reader.new_report()
+    [read] = reader.read(report)
+    _, call, result, answer = read.conversation.as_dicts()
+    assert call["tool_calls"][0]["function"] == {"name": "f_Ada", "arguments": {"who": variables["author"]}}
+    assert (result["name"], result["content"], answer["content"]) == ("f_Ada", "Ada", "a {{missing}}")
+    told = read.conversation.tools[0]["function"]
+    assert told["description"] == f"asks {variables['author']}"
+    assert told["parameters"] == {"who": {"enum": ["Ada", 3, None]}}
+    assert list(report.unfilled) == ["missing"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"tools": [{"name": "f", "description": "{{who}}"}], "messages": chat_row("q", "a")["messages"]},
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "function_call": {"name": "f", "arguments": '{"a": "{{who}}"}'}},
+            ]
+        },
+    ],
+    ids=["a tool", "a call"],
+)
+def test_a_placeholder_of_a_tool_without_a_value_is_told(place: dict[str, Any], write_rows: WriteRows) -> None:
+    reader = ConversationReader(SourceConfig(path=str(write_rows([place]))), {})
+    report = reader.new_report()
+    assert len(list(reader.read(report))) == 1
+    [line] = report.unfilled_lines()
+    assert line.startswith("{{who}} has no value, first at")
 
 
 def test_placeholders_are_filled_everywhere(write_rows: WriteRows, prepare: Prepare, renderer: Renderer) -> None:

@@ -104,6 +104,8 @@ def show(
     else:
         write_page(html, source, config, shown)
         typer.echo(f"written   {html} ({num_rows(shown)})")
+    for line in (line for report in reports for line in report.unfilled_lines()):
+        typer.echo(f"placeholder {line}")
     if passed_over := sum(report.dropped_by_reason.total() for report in reports):
         typer.echo(f"passed over so far: {passed_over:,} that cannot be used; see why with: tuneloom data check {source}")
 

@@ -47,9 +47,8 @@ def print_report(report: DataReport, cutoff_len: int, max_problems: int) -> None
         console.print(Text.assemble((f"{label:>{_LABEL_WIDTH}}  ", "bold"), value))
     _print_histogram(console, report, cutoff_len)
     for source in report.sources:
-        for name, where in source.unfilled.items():
-            mend = f"--set data.variables.{name}=..."
-            _print_finding(console, "placeholder", f"{{{{{name}}}}} has no value, first at {where}: {mend}")
+        for line in source.unfilled_lines():
+            _print_finding(console, "placeholder", line)
     for line in report.leak_lines(_MAX_LEAKS):
         _print_finding(console, "leak", line)
     for line in report.leaked_probe_lines():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from tuneloom.config import SourceConfig
 from tuneloom.data.formats import Parsed, parse_row
@@ -15,7 +16,7 @@ from tuneloom.data.read import read_rows
 from tuneloom.data.report import TRAIN, SourceReport
 from tuneloom.data.row import Row, RowError
 from tuneloom.data.sources import builtin_file, resolve_source
-from tuneloom.types import Conversation, Location
+from tuneloom.types import Conversation, Location, Message, ToolCall
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _PROBES = ("identity_probes_en", "identity_probes_zh")
@@ -145,17 +146,52 @@ class ConversationReader:
         return replace(parsed, conversation=conversation)
 
     def _filled(self, conversation: Conversation, report: SourceReport) -> Conversation:
-        """Fill `{{name}}`-like placeholders from data.variables."""
-        if not any("{{" in message.content for message in conversation.messages):
-            return conversation
+        """Fill `{{name}}`-like placeholders from data.variables: in texts, in calls, and in what is told of tools."""
 
         def value(hit: re.Match[str]) -> str:
             if hit[1] not in self._variables:
                 report.unfilled.setdefault(hit[1], str(conversation.location))
             return self._variables.get(hit[1], hit[0])
 
-        messages = tuple(replace(m, content=_PLACEHOLDER.sub(value, m.content)) for m in conversation.messages)
-        return replace(conversation, messages=messages)
+        if not any(map(_may_have_placeholders, conversation.messages)) and not conversation.tools:
+            return conversation
+        messages = tuple(_filled_message(message, value) for message in conversation.messages)
+        tools = tuple(_filled_values(tool, value) for tool in conversation.tools)
+        return replace(conversation, messages=messages, tools=tools)
+
+
+_Value = Callable[[re.Match[str]], str]
+
+
+def _may_have_placeholders(message: Message) -> bool:
+    return "{{" in message.content or bool(message.tool_calls or message.name)
+
+
+def _filled_message(message: Message, value: _Value) -> Message:
+    if not _may_have_placeholders(message):
+        return message
+    calls = tuple(_filled_call(call, value) for call in message.tool_calls)
+    name = message.name and _PLACEHOLDER.sub(value, message.name)
+    return replace(message, content=_PLACEHOLDER.sub(value, message.content), tool_calls=calls, name=name)
+
+
+def _filled_call(call: ToolCall, value: _Value) -> ToolCall:
+    """Fill a call; its arguments are JSON text, in which only strings can have placeholders."""
+
+    def escaped(hit: re.Match[str]) -> str:
+        return json.dumps(value(hit), ensure_ascii=False)[1:-1]
+
+    arguments = _PLACEHOLDER.sub(escaped, call.arguments)
+    return replace(call, name=_PLACEHOLDER.sub(value, call.name), arguments=arguments)
+
+
+def _filled_values(told: Any, value: _Value) -> Any:
+    """Fill the texts within maps and lists; keys stay."""
+    if isinstance(told, str):
+        return _PLACEHOLDER.sub(value, told)
+    if isinstance(told, Mapping):
+        return {key: _filled_values(inner, value) for key, inner in told.items()}
+    return [_filled_values(inner, value) for inner in told] if isinstance(told, list) else told
 
 
 def told(row: Read | Unusable, report: SourceReport, strict: bool = False) -> TypeGuard[Read]:

@@ -72,6 +72,13 @@ class SourceReport:
     num_answer_tokens_dropped: int = 0
     """Answer tokens of rows dropped as too long."""
 
+    def unfilled_lines(self) -> list[str]:
+        """Return a line for each placeholder without a value: which, where first, and the mend."""
+        return [
+            f"{{{{{name}}}}} has no value, first at {where}: --set data.variables.{name}=..."
+            for name, where in self.unfilled.items()
+        ]
+
     def drop(self, location: Location, error: RowError, strict: bool = False) -> None:
         """Count a row that cannot be used; in strict mode, stop.
 
