@@ -218,6 +218,7 @@ def test_a_model_without_a_tokenizer_loads_but_cannot_be_taught_or_talked_to(
     done = CliRunner().invoke(app, ["chat", str(bare_model), "--prompt", "Hello"])
     assert isinstance(done.exception, UserError)
     assert "the folder has no tokenizer" in str(done.exception)
+    assert "loading" not in done.output, "it is told before any weight is read"
 
 
 def test_a_runs_tokenizer_is_its_own(finished_run: Path, tiny_model: Path, tmp_path: Path) -> None:

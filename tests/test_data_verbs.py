@@ -55,7 +55,7 @@ def test_check_counts_every_row_and_names_file_line_reason_and_mend(data: Callab
         f"leaked probe  {file}:8: I forgot to ask: what do people call you?",
         "1  empty answer",
         "1  longer than the cutoff",
-        f"{file}:4 row: no answer (got 'q'; add an assistant message)",
+        f'{file}:4 row: no answer (got "q"; add an assistant message)',
         f"{file}:6 row: messages after the last answer taken off",
     ):
         assert said in result.output
@@ -94,7 +94,7 @@ def test_check_without_a_usable_row_reports_and_is_a_mistake(data: Callable[...,
     result = data("check", write_rows([{"x": 1}]))
     assert "1 read, 0 usable, 1 dropped" in result.output
     assert isinstance(result.exception, UserError)
-    assert result.exception.got == "row: no known format (got ['x'])"
+    assert result.exception.got == 'row: no known format (got ["x"])'
 
 
 def test_check_refuses_a_source_that_training_refuses(
@@ -141,10 +141,24 @@ def test_columns_of_other_names_and_whole_configs(data: Callable[..., Result], w
     )
     report = json.loads(data("check", config, "--json").output)
     assert [source["path"] for source in report["sources"]] == [str(other), str(file), str(other)]
-    assert report["duplicates"] == 2, "three equal conversations"
+    assert [source["role"] for source in report["sources"]] == ["train", "train", "validation"]
+    assert (report["duplicates"], report["leaks"]) == (1, 1), "two are trained on, and the third asks what they taught"
+    leak = {"where": f"{other}:1", "role": "validation", "trained": f"{other}:1"}
+    assert report["leaked_conversations"] == [leak]
+    said = data("check", config).output
+    assert f"source  {other} (validation): OpenAI messages 1" in said
+    assert f"leak  {other}:1 (validation): the conversation is trained on too, at {other}:1 (take it out of one" in said
     assert isinstance(data("check", file, "--columns", "instruction").exception, UserError)
     assert isinstance(data("check", config, "--columns", "output=reply").exception, UserError)
     assert isinstance(data("check", file, "--set", f"data.train={other}").exception, UserError), "would have no effect"
+
+
+def test_show_tells_a_placeholder_without_a_value(data: Callable[..., Result], write_rows: WriteRows) -> None:
+    file = write_rows(ROWS)
+    assert (
+        f"placeholder {{{{name}}}} has no value, first at {file}:1: --set data.variables.name=..." in data("show", file).output
+    )
+    assert "has no value" not in data("show", file, "--set", "data.variables.name=Ada").output
 
 
 def test_show_prints_chat_and_tokens_learnt_ones_in_brackets(data: Callable[..., Result], write_rows: WriteRows) -> None:

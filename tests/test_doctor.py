@@ -158,6 +158,21 @@ def test_missing_and_old_packages_are_told_with_their_bounds(tmp_path: Path, mon
     assert not [package for package in examine_packages("no-such-distribution") if package.fault]
 
 
+def test_what_required_packages_need_is_required_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ("tokenizers<=0.9,>=0.8", "datasets; extra == 'all'", "loom-other")
+    write_distribution(tmp_path, "loom-test", "1.0", "Requires-Dist: loom-here", "Requires-Dist: loom-there")
+    write_distribution(tmp_path, "loom-here", "1", *(f"Requires-Dist: {line}" for line in needs))
+    write_distribution(tmp_path, "loom-there", "1", "Requires-Dist: tokenizers>=0.7")
+    write_distribution(tmp_path, "tokenizers", "0.7")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {package.name: package for package in examine_packages("loom-test")}
+    assert (found["tokenizers"].required, found["tokenizers"].fault) == (True, "0.7 is not <=0.9,>=0.7,>=0.8")
+    assert not found["datasets"].required
+    assert "loom-other" not in found
+    ours = {package.name: package.required for package in examine_packages()}
+    assert (ours["tokenizers"], ours["huggingface-hub"], ours["wandb"]) == (True, True, False)
+
+
 def test_an_old_required_package_ends_with_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_distribution(tmp_path, "peft", "0.1")
     monkeypatch.syspath_prepend(tmp_path)

@@ -203,6 +203,26 @@ def test_weight_0_keeps_an_answer_out_and_may_leave_it_empty() -> None:
     )
 
 
+def test_text_in_parts_is_joined_as_it_is() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "\nb"}]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": parts[:1]}]}
+    assert parse(row).messages == text_messages([("user", "a \nb"), ("assistant", "a ")])
+
+
+def test_developer_is_openais_newer_word_for_system() -> None:
+    row = {"messages": turns(("developer", "s"), *QA), "system": "another"}
+    assert parse(row).messages == text_messages([("system", "s"), *QA])
+
+
+def test_a_null_is_an_absent_key() -> None:
+    rows = [
+        {"messages": [*turns(QA[0]), {**turns(QA[1])[0], "weight": None, "name": None, "tool_calls": None}]},
+        {"messages": None, "conversations": said(("human", "q"), ("gpt", "a"))},
+        {"messages": None, "conversations": None, "instruction": "q", "output": "a", "input": None, "history": None},
+    ]
+    assert {parse(row).messages for row in rows} == {text_messages(QA)}
+
+
 def test_what_follows_the_last_answer_is_taken_off_and_said() -> None:
     parsed = parse_row({"messages": turns(*QA, ("user", "q2"), ("tool", "t"))}, HERE)
     assert parsed.conversation.as_dicts() == turns(*QA)
@@ -248,16 +268,20 @@ BAD: list[tuple[str, object, str, str]] = [
     ("no content", {"messages": [{"role": "user"}]}, "messages[0].content", "no text"),
     ("content of null", bad(None), "messages[1].content", "not text"),
     ("content of number", bad(3), "messages[1].content", "not text"),
-    ("content of parts", bad([{"type": "text", "text": "a"}]), "messages[1].content", "not text"),
+    ("content of no parts", bad([]), "messages[1].content", "not text"),
+    ("content of parts without a type", bad([{"text": "a"}]), "messages[1].content", "not text"),
+    ("an image beside text", bad([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x.png"}}]),
+     "messages[1].content[1].type", "a part that is not text"),
+    ("a part of null", bad([{"type": "text", "text": None}]), "messages[1].content[0].text", "not text"),
+    ("half a character in a part", bad([{"type": "text", "text": "a\ud83d"}]), "messages[1].content[0].text", HALF),
     ("endless content", bad(DEEP), "messages[1].content", "not text"),
     ("half a character", bad("a\ud83d"), "messages[1].content", HALF),
     ("a NUL", bad("a\x00b"), "messages[1].content", "holds a NUL byte"),
-    ("an empty answer", bad(""), "message 2", "empty answer"),
-    ("a blank answer", bad(" \n\t"), "message 2", "empty answer"),
+    ("an empty answer", bad(""), "messages[1].content", "empty answer"),
+    ("a blank answer", bad(" \n\t"), "messages[1].content", "empty answer"),
     ("weight 2", bad(weight=2), "messages[1].weight", "wrong weight"),
     ("weight as a flag", bad(weight=True), "messages[1].weight", "wrong weight"),
     ("weight as text", bad(weight="0"), "messages[1].weight", "wrong weight"),
-    ("weight of null", bad(weight=None), "messages[1].weight", "wrong weight"),
     ("weight 0 throughout", bad(weight=0), "weight", "every answer has weight 0"),
     ("no answer", {"messages": turns(("user", "q"))}, "row", "no answer"),
     ("a system alone", {"messages": turns(("system", "s"))}, "row", "no answer"),
@@ -273,7 +297,7 @@ BAD: list[tuple[str, object, str, str]] = [
     ("input of list", {"instruction": "q", "input": ["i"], "output": "a"}, "input", "not text"),
     ("no output", {"instruction": "q"}, "output", "no answer"),
     ("output of null", {"instruction": "q", "output": None}, "output", "not text"),
-    ("empty output", {"instruction": "q", "output": ""}, "message 2", "empty answer"),
+    ("empty output", {"instruction": "q", "output": ""}, "output", "empty answer"),
     ("history as a map", {"instruction": "q", "output": "a", "history": {"q": "a"}}, "history", "not a list"),
     ("history as text", {"instruction": "q", "output": "a", "history": "before"}, "history", "not JSON"),
     ("history of singles", {"instruction": "q", "output": "a", "history": [["q"]]}, "history[0]", "not a pair"),
@@ -347,6 +371,11 @@ def test_a_bad_row_says_field_reason_and_mend(row: object, field: str, reason: s
         ({"messages": turns(("narrator", "q"))}, "name yours in `roles` of the source"),
         ({"messages": "hello"}, "write messages as a list, or as the JSON text of one"),
         ({"instruction": "q", "response": "a"}, "add `output`, or map your column to it"),
+        (bad(""), "write the answer, or give it weight 0"),
+        ({"conversations": said(("human", "q"), ("gpt", ""))}, "write the answer, or give it weight 0"),
+        ({"instruction": "q", "output": "a", "history": [["q", ""]]}, "write the answer, or leave the row out"),
+        ({"conversation": [{"input": "q", "output": ""}]}, "write the answer, or leave the row out"),
+        ({"prompt": "q", "completion": ""}, "write the answer, or leave the row out"),
     ],
 )
 def test_a_mend_names_what_can_be_done_in_any_kind_of_file(row: object, mend: str) -> None:
@@ -358,7 +387,52 @@ def test_a_mend_names_what_can_be_done_in_any_kind_of_file(row: object, mend: st
 def test_a_column_map_that_matches_nothing_leaves_the_row_unknown() -> None:
     with pytest.raises(RowError, match="no known format") as caught:
         parse({"q": "q", "a": "a"}, instruction="question")
-    assert caught.value.value == "['q', 'a']"
+    assert caught.value.value == '["q", "a"]'
+
+
+@pytest.mark.parametrize(
+    ("row", "lists"),
+    [
+        ({"version": 1, "data": [{"messages": turns(*QA)}]}, "the list data:"),
+        ({"license": "mit", "all": [{"question": "q", "reply": "a"}], "more": []}, "the list all:"),
+        (
+            {"train": [{"prompt": "q", "completion": "a"}], "test": [{"messages": turns(*QA)}]},
+            "the list train and the list test:",
+        ),
+        ({"id": 1, "dialogue": turns(*QA)}, None),
+        ({"version": 1, "data": []}, None),
+        ({"data": [{"messages": "[torn"}]}, None),
+    ],
+    ids=["under data", "with columns", "two lists", "messages", "an empty list", "no rows"],
+)
+def test_a_file_that_wraps_its_rows_is_told_which_list_holds_them(row: object, lists: str | None) -> None:
+    with pytest.raises(RowError, match="no known format") as caught:
+        parse(row, instruction="question", output="reply")
+    expected = f"its rows are in {lists} save that list alone as the file" if lists else "or map your columns"
+    assert expected in caught.value.mend
+
+
+def test_an_empty_answer_is_named_as_the_file_names_it() -> None:
+    with pytest.raises(RowError, match="empty answer") as caught:
+        parse({"question": "q", "reply": ""}, instruction="question", output="reply")
+    assert caught.value.field == "reply"
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        (None, "null"),
+        ({"messages": turns(("user", True))}, "true"),  # type: ignore[arg-type]
+        ({"messages": turns(("user", {"a": None, "b": "it's \u200b“你”"}))}, '{"a": null, "b": "it\'s \\u200b“你”"}'),  # type: ignore[arg-type]
+        ({"messages": turns(("user", "a\n\x00"))}, '"a\\n\\u0000"'),
+        ({"messages": turns(("user", "a\ud83d"))}, '"a\\ud83d"'),
+        ({"messages": turns(("user", ["x" * 90]))}, '["' + "x" * 77 + "…"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_value_is_shown_as_a_json_file_has_it(row: object, shown: str) -> None:
+    with pytest.raises(RowError) as caught:
+        parse(row)
+    assert caught.value.value == shown
 
 
 def test_other_names_of_roles_and_message_keys_are_mapped_and_faults_told_in_the_files_words() -> None:

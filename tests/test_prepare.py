@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import CHATML, chat_row, make_tokenizer
 
-from tuneloom.config import DataConfig, parse_config
+from tuneloom.config import DataConfig, SourceConfig, parse_config
+from tuneloom.data.conversations import ConversationReader
 from tuneloom.data.prepare import PreparedData, prepare_data
 from tuneloom.data.render import Renderer
 from tuneloom.errors import UserError
@@ -58,6 +59,50 @@ def rendered(renderer: Renderer, *said: str) -> list[int]:
 
 
 # Placeholders.
+
+
+def test_placeholders_are_filled_in_calls_and_tools_too(write_rows: WriteRows) -> None:
+    row = {
+        "tools": [{"name": "find", "description": "asks {{author}}", "parameters": {"who": {"enum": ["{{name}}", 3, None]}}}],
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": None, "tool_calls": [{"name": "f_{{name}}", "arguments": {"who": "{{author}}"}}]},
+            {"role": "tool", "name": "f_{{name}}", "content": "{{name}}"},
+            {"role": "assistant", "content": "a {{missing}}"},
+        ],
+    }
+    variables = {"name": "Ada", "author": 'the "mill"\n\\'}
+    reader = ConversationReader(SourceConfig(path=str(write_rows([row]))), variables)
+    report = reader.new_report()
+    [read] = reader.read(report)
+    _, call, result, answer = read.conversation.as_dicts()
+    assert call["tool_calls"][0]["function"] == {"name": "f_Ada", "arguments": {"who": variables["author"]}}
+    assert (result["name"], result["content"], answer["content"]) == ("f_Ada", "Ada", "a {{missing}}")
+    told = read.conversation.tools[0]["function"]
+    assert told["description"] == f"asks {variables['author']}"
+    assert told["parameters"] == {"who": {"enum": ["Ada", 3, None]}}
+    assert list(report.unfilled) == ["missing"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"tools": [{"name": "f", "description": "{{who}}"}], "messages": chat_row("q", "a")["messages"]},
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "function_call": {"name": "f", "arguments": '{"a": "{{who}}"}'}},
+            ]
+        },
+    ],
+    ids=["a tool", "a call"],
+)
+def test_a_placeholder_of_a_tool_without_a_value_is_told(place: dict[str, Any], write_rows: WriteRows) -> None:
+    reader = ConversationReader(SourceConfig(path=str(write_rows([place]))), {})
+    report = reader.new_report()
+    assert len(list(reader.read(report))) == 1
+    [line] = report.unfilled_lines()
+    assert line.startswith("{{who}} has no value, first at")
 
 
 def test_placeholders_are_filled_everywhere(write_rows: WriteRows, prepare: Prepare, renderer: Renderer) -> None:
@@ -340,6 +385,31 @@ def test_equal_conversations_are_counted_and_kept(write_rows: WriteRows, prepare
     found = prepare(train=[str(write_rows([*ROWS, ROWS[0], ROWS[0]], "a.jsonl")), str(write_rows(ROWS[:3], "b.jsonl"))])
     assert found.report.duplicates == 5
     assert len(found.train) == 15
+
+
+def test_what_is_held_out_and_trained_on_is_a_leak_and_no_duplicate(
+    write_rows: WriteRows, prepare: Prepare, renderer: Renderer
+) -> None:
+    first, second = write_rows(ROWS[:2], "a.jsonl"), write_rows([ROWS[2], ROWS[3], ROWS[2]], "b.jsonl")
+    replayed = {"path": str(write_rows([ROWS[4]], "c.jsonl")), "replay": "self"}
+    held, asked = write_rows([ROWS[5], ROWS[4], ROWS[1]], "held.jsonl"), write_rows([ROWS[6], ROWS[2], ROWS[6]], "asked.jsonl")
+    data = section(train=[str(first), str(second), replayed], validation=str(held), test=str(asked))
+    report = prepare_data(data, renderer, seed=0, replay=lambda conversations: [None for _ in conversations]).report
+    assert [source.role for source in report.sources] == ["train", "train", "train", "validation", "test"]
+    assert (report.duplicates, report.num_leaks) == (2, 3)
+    assert [(leak.where, leak.role, leak.trained) for leak in report.leaks] == [
+        (f"{held}:2", "validation", f"{replayed['path']}:1"),
+        (f"{held}:3", "validation", f"{first}:2"),
+        (f"{asked}:2", "test", f"{second}:1"),
+    ]
+    assert prepare(train=str(first), validation=str(second)).report.num_leaks == 0
+    assert report.leak_lines(1) == [str(report.leaks[0]), "and 2 more"]
+
+
+def test_a_share_held_out_leaks_nothing_that_is_repeated(write_rows: WriteRows, prepare: Prepare) -> None:
+    found = prepare(train=str(write_rows(ROWS * 3)), validation=0.3)
+    assert found.validation
+    assert found.report.num_leaks == 0
 
 
 def test_the_reports_numbers_add_up(write_rows: WriteRows, prepare: Prepare) -> None:

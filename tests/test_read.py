@@ -176,7 +176,7 @@ def test_a_row_that_is_not_json_shows_where(tmp_path: Path, text: str, shown: st
     [row] = read_rows("x.jsonl", tmp_path / "x.jsonl")
     assert row.error is not None
     assert row.error.reason == "not valid JSON"
-    assert repr(shown)[1:-1] in row.error.value
+    assert shown.replace("\x00", "\\u0000") in row.error.value
     assert len(row.error.value) <= 80
     assert row.error.mend.endswith(mend)
 

@@ -77,7 +77,7 @@ def test_a_run_at_length(finished_run: Path, rows_file: Path) -> None:
     assert details.changed["adapter.target_modules"] == "all-layers"
     assert not {"adapter.r", "training.optim"} & details.changed.keys(), "defaults are not told"
     assert details.data["used"] == 30  # to train, to validate and to test on
-    assert details.data["sources"][0] == {"path": str(rows_file), "read": 10, "used": 10}
+    assert details.data["sources"][0] == {"path": str(rows_file), "role": "train", "read": 10, "used": 10}
     assert [point.step for point in details.train_losses] == [20, 21, 22, 23, 24]
     assert [point.step for point in details.eval_losses] == [8, 16, 24]
     assert list(details.checkpoints) == [12, 24]

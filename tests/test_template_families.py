@@ -203,20 +203,21 @@ def first_difference(name: str, conversation: Conversation) -> str:
         of(name).render(conversation)
     assert caught.value.field.startswith("message ")
     assert caught.value.mend.startswith("train on the last answer only (train_on: last_assistant)")
-    assert re.match(r"'token \d+: |\"token \d+: ", caught.value.value)
-    return re.sub(r"^.token \d+: |.$", "", caught.value.value)
+    said = re.fullmatch(r"token \d+: (.+)", caught.value.value)
+    assert said
+    return said[1]
 
 
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object"}}}
 
 
 def test_what_is_not_prefix_stable_is_refused_by_its_first_differing_token() -> None:
-    assert first_difference("qwen3", FOUR) == "'<think>' alone, 'I' in the whole"
-    assert first_difference("mistral_v3", FOUR) == "'B' alone, 'W' in the whole"
+    assert first_difference("qwen3", FOUR) == '"<think>" alone, "I" in the whole'
+    assert first_difference("mistral_v3", FOUR) == '"B" alone, "W" in the whole'
     with_tools = replace(talk("q1", "a1", "q2", "a2"), tools=(WEATHER,))
-    assert first_difference("mistral_v3", with_tools) == "'[AVAILABLE_TOOLS]' alone, '[INST]' in the whole"
+    assert first_difference("mistral_v3", with_tools) == '"[AVAILABLE_TOOLS]" alone, "[INST]" in the whole'
     assert first_difference("mistral_v7", replace(with_tools, messages=(Message("system", "s"), *with_tools.messages))) == (
-        "'[AVAILABLE_TOOLS]' alone, '[INST]' in the whole"
+        '"[AVAILABLE_TOOLS]" alone, "[INST]" in the whole'
     )
     for name in ("mistral_v3", "mistral_v7"):
         assert supervised(of(name), of(name).render(with_tools, TrainOn.LAST_ASSISTANT)).strip() == "a2</s>"
@@ -314,7 +315,7 @@ def test_calls_that_the_template_leaves_out_are_refused(name: str, train_on: Tra
     called = replace(CALLS, messages=CALLS.messages[:2])
     with pytest.raises(RowError, match="the chat template does not write tool calls") as caught:
         of(name).render(called, train_on)
-    assert (caught.value.field, caught.value.value) == ("message 2.tool_calls", "'weather'")
+    assert (caught.value.field, caught.value.value) == ("message 2.tool_calls", '"weather"')
 
 
 def test_what_a_family_does_not_take_is_refused_in_its_own_words() -> None:

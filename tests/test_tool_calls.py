@@ -408,8 +408,10 @@ def test_a_file_that_holds_no_tools_is_the_users_mistake(glm: Path, tmp_path: Pa
 
 
 def test_tools_that_cannot_be_used_are_refused(glm: Path, tiny_model: Path, tools_file: Path, tmp_path: Path) -> None:
-    ignored = chat(tiny_model, "--tools", tools_file, "--prompt", "q").exception
+    done = chat(tiny_model, "--tools", tools_file, "--prompt", "q")
+    ignored = done.exception
     assert isinstance(ignored, UserError) and "takes no tools" in str(ignored)
+    assert "loading" not in done.output, "it is told before any weight is read"
     refusing = shutil.copytree(glm, tmp_path / "refusing")
     template = "{% if tools %}{{ raise_exception('none here') }}{% endif %}"
     file = refusing / "chat_template.jinja"

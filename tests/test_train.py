@@ -16,8 +16,10 @@ from helpers import ROWS, assert_mendable, plain_base, plain_peft, sha256, tiny_
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 from tuneloom.adapters.target import load_target, resolve_target
+from tuneloom.cli.main import app
 from tuneloom.config import load_config
 from tuneloom.data.conversations import held_out_probes
 from tuneloom.data.plan import plan_step
@@ -183,6 +185,26 @@ def test_leaked_probes_are_told_before_training_and_in_the_report(
     assert leaked[3:] == ["and 2 more: data_report.json, or tuneloom data check"]
     report = (run.directory.path / "report.md").read_text(encoding="utf-8")
     assert report.count("- leaked probe: ") == 5
+
+
+def test_leaked_conversations_are_told_before_training_and_in_the_report_beside_each_sources_role(
+    tiny_model: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    changed = {"data.validation": [str(rows_file)], "training.max_steps": 1}
+    said: list[tuple[str, str]] = []
+    run = finetune(
+        tiny_config(tiny_model, rows_file, tmp_path / "runs", changed),
+        on_job=lambda event, fields: said.extend(fields["job"].summary()),
+    )
+    leaked = [text for label, text in said if label == "leak"]
+    assert leaked[0].startswith(f"{rows_file}:1 (validation): the conversation is trained on too, at {rows_file}:1 (take")
+    assert leaked[3:] == ["and 7 more"]
+    report = (run.directory.path / "report.md").read_text(encoding="utf-8")
+    assert report.count("- leak: ") == 10
+    assert f"{rows_file} (train)" in report
+    assert f"{rows_file} (validation)" in report
+    shown = CliRunner().invoke(app, ["runs", "show", str(run.directory.path)]).output
+    assert f"{rows_file} (validation): 10 read, 10 used" in " ".join(shown.split())
 
 
 def test_on_job_comes_before_anything_is_written(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:

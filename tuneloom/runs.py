@@ -21,7 +21,7 @@ UNKNOWN = "unknown"
 """Phase of a run whose state.json is gone or torn."""
 _LAST_LOSSES = 5
 _RESUMABLE = ("failed", "interrupted", DEAD, UNKNOWN)
-_REPORT_KEYS = ("read", "used", "repaired", "cut", "dropped", "duplicates", "answer_tokens", "answer_tokens_lost")
+_REPORT_KEYS = ("read", "used", "repaired", "cut", "dropped", "duplicates", "leaks", "answer_tokens", "answer_tokens_lost")
 
 
 @dataclass(frozen=True)
@@ -373,7 +373,8 @@ def data_counts(run: RunDirectory) -> dict[str, Any]:
 
 
 def _source(source: Mapping[str, Any]) -> dict[str, Any]:
-    return {"path": _text(source.get("path")), "read": _whole(source.get("read")), "used": _whole(source.get("used"))}
+    texts, counts = ("path", "role"), ("read", "used")
+    return {key: _text(source.get(key)) for key in texts} | {key: _whole(source.get(key)) for key in counts}
 
 
 def _next(summary: RunSummary, has_checkpoint: bool, has_adapter: bool) -> Iterator[tuple[str, str]]:

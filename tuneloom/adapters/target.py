@@ -136,17 +136,29 @@ def find_adapter(name: str, *, runs_dir: str | Path = "runs", say: Say = silent)
     return place if (place / CONFIG_FILE).is_file() else None
 
 
-def load_target(target: Target, *, precision: str | Precision = "auto", device: str = "auto") -> Loaded:
+def target_renderer(target: Target) -> Renderer:
+    """Return the renderer of a target's tokenizer and chat template; no weights are needed.
+
+    Raises:
+        UserError: it has none, or one that cannot be used.
+    """
+    return Renderer(load_tokenizer_folder(target.tokenizer_folder))
+
+
+def load_target(
+    target: Target, *, precision: str | Precision = "auto", device: str = "auto", renderer: Renderer | None = None
+) -> Loaded:
     """Load a target's base, adapter and tokenizer.
 
     Args:
         target: see `resolve_target`.
         precision: auto, bf16, fp16 or fp32, as near to it as the device can; a Precision: that one.
         device: auto, or a torch device's name.
+        renderer: from `target_renderer`, where it was asked for before.
     """
+    renderer = renderer or target_renderer(target)
     where = pick_device(device)
     chosen = precision if isinstance(precision, Precision) else choose_precision(precision, where)
-    renderer = Renderer(load_tokenizer_folder(target.tokenizer_folder))
     model = with_adapter(load_target_base(target, chosen.dtype, where), target)
     return Loaded(target, model, renderer, chosen)
 

@@ -38,7 +38,7 @@ def chat(
     precision: Annotated[str, typer.Option("--precision", help="auto, bf16, fp16 or fp32.")] = "auto",
 ) -> None:
     """Talk to a model. In a conversation: /clear begins anew, /exit or Ctrl-D ends."""
-    from tuneloom.adapters.target import load_target, resolve_target
+    from tuneloom.adapters.target import load_target, resolve_target, target_renderer
     from tuneloom.cli.conversation import ChatSession
     from tuneloom.errors import UserError
     from tuneloom.generate.generator import Generator
@@ -59,10 +59,11 @@ def chat(
             "nothing to compare: the target has no adapter", where=target, mend="name a run, a checkpoint or an adapter"
         )
     settings = _settings(resolved, temperature, max_new_tokens)
-    say(f"loading {resolved.base.name}{f' with {resolved.own_folder}' if resolved.adapter else ''} ...")
-    loaded = load_target(resolved, precision=precision)
+    renderer = target_renderer(resolved)
     if functions:
-        _require_tools_taken(loaded.renderer, functions, target)
+        _require_tools_taken(renderer, functions, target)
+    say(f"loading {resolved.base.name}{f' with {resolved.own_folder}' if resolved.adapter else ''} ...")
+    loaded = load_target(resolved, precision=precision, renderer=renderer)
     generator = Generator(loaded.model, loaded.renderer)
     session = ChatSession(generator, settings, system=system, base=base, compare=compare, tools=functions)
     if prompt is not None:

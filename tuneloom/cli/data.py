@@ -104,6 +104,8 @@ def show(
     else:
         write_page(html, source, config, shown)
         typer.echo(f"written   {html} ({num_rows(shown)})")
+    for line in (line for report in reports for line in report.unfilled_lines()):
+        typer.echo(f"placeholder {line}")
     if passed_over := sum(report.dropped_by_reason.total() for report in reports):
         typer.echo(f"passed over so far: {passed_over:,} that cannot be used; see why with: tuneloom data check {source}")
 
@@ -135,7 +137,7 @@ def _settings(
 def _readers(config: Config) -> list[ConversationReader]:
     from tuneloom.data.conversations import ConversationReader
 
-    return [ConversationReader(source, config.data.variables) for source in config.data.sources()]
+    return [ConversationReader(source, config.data.variables, role) for role, source in config.data.roles()]
 
 
 def _column(text: str) -> tuple[str, str]:

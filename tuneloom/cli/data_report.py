@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _BAR_WIDTH = 40
 _LABEL_WIDTH = 13
+_MAX_LEAKS = 5
 _ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 
 
@@ -46,9 +47,10 @@ def print_report(report: DataReport, cutoff_len: int, max_problems: int) -> None
         console.print(Text.assemble((f"{label:>{_LABEL_WIDTH}}  ", "bold"), value))
     _print_histogram(console, report, cutoff_len)
     for source in report.sources:
-        for name, where in source.unfilled.items():
-            mend = f"--set data.variables.{name}=..."
-            _print_finding(console, "placeholder", f"{{{{{name}}}}} has no value, first at {where}: {mend}")
+        for line in source.unfilled_lines():
+            _print_finding(console, "placeholder", line)
+    for line in report.leak_lines(_MAX_LEAKS):
+        _print_finding(console, "leak", line)
     for line in report.leaked_probe_lines():
         _print_finding(console, "leaked probe", line)
     for reason, count in report.dropped_by_reason.most_common():
@@ -64,10 +66,13 @@ def print_report(report: DataReport, cutoff_len: int, max_problems: int) -> None
 
 def report_lines(report: DataReport, cutoff_len: int) -> list[tuple[str, str]]:
     """Return the report's figures as (label, text) lines."""
+    from tuneloom.data.report import TRAIN
+
     lines = []
     for source in report.sources:
         formats = ", ".join(f"{name} {count:,}" for name, count in source.formats.most_common()) or "no usable row"
-        lines.append(("source", f"{source.path}: {formats}"))
+        role = "" if source.role == TRAIN else f" ({source.role})"
+        lines.append(("source", f"{source.path}{role}: {formats}"))
     lines.append(
         (
             "rows",

@@ -141,14 +141,16 @@ def _data(details: RunDetails) -> list[tuple[str, str]]:
     data = details.data
     if not data:
         return []
-    counts = ("read", "used", "repaired", "cut", "dropped", "duplicates")
+    counts = ("read", "used", "repaired", "cut", "dropped", "duplicates", "leaks")
     rows = [("  rows", ", ".join(f"{data[key]:,} {key}" for key in counts if data[key] is not None))]
     for key in ("train", "validation"):
         if data[key].get("samples"):
             names = ("samples", "tokens", "supervised_tokens", "longest")
             told = [f"{data[key][name]:,} {name.replace('_', ' ')}" for name in names if name in data[key]]
             rows.append((f"  {key}", ", ".join(told).replace("longest", "tokens in the longest")))
-    rows += [("  source", f"{source['path']}: {source['read']} read, {source['used']} used") for source in data["sources"]]
+    for source in data["sources"]:
+        role = f" ({source['role']})" if source["role"] else ""
+        rows.append(("  source", f"{source['path']}{role}: {source['read']} read, {source['used']} used"))
     return rows
 
 

@@ -138,7 +138,13 @@ class DataConfig(Section):
 
     def sources(self) -> tuple[SourceConfig, ...]:
         """Return every source: to train on, to validate on, to test on."""
-        return (*self.train, *(self.validation if isinstance(self.validation, tuple) else ()), *self.test)
+        return tuple(source for _, source in self.roles())
+
+    def roles(self) -> tuple[tuple[str, SourceConfig], ...]:
+        """Return every source behind its role: train, validation or test."""
+        validation = self.validation if isinstance(self.validation, tuple) else ()
+        named = (("train", self.train), ("validation", validation), ("test", self.test))
+        return tuple((role, source) for role, sources in named for source in sources)
 
     @field_validator("validation", "test")
     @classmethod

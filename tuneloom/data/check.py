@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneloom.config import DataConfig
 from tuneloom.data.conversations import ConversationReader
+from tuneloom.data.equals import Digested, count_equals
 from tuneloom.data.prepare import Progress, no_progress
 from tuneloom.data.render import Renderer
 from tuneloom.data.rendered import rendered_source
@@ -57,10 +56,6 @@ def check_data(
     report.num_cut = int((samples.column("whole_tokens") > samples.column("tokens")).sum())
     report.num_answer_tokens = int(answer.sum()) + dropped
     report.num_answer_tokens_lost = int((answer - supervised).sum()) + dropped
-    report.duplicates = _num_equal(samples.column("digest"))
+    count_equals([Digested(store.report.role, store.records["digest"], store.location) for store, _ in parts], report)
     report.train = length_statistics(samples.column("whole_tokens"), int(answer.sum()))
     return report
-
-
-def _num_equal(digests: NDArray[Any]) -> int:
-    return len(digests) - len(np.unique(digests))

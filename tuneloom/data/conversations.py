@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from tuneloom.config import SourceConfig
 from tuneloom.data.formats import Parsed, parse_row
 from tuneloom.data.inspect import Inspected, inspect_file
 from tuneloom.data.read import read_rows
-from tuneloom.data.report import SourceReport
+from tuneloom.data.report import TRAIN, SourceReport
 from tuneloom.data.row import Row, RowError
 from tuneloom.data.sources import builtin_file, resolve_source
-from tuneloom.types import Conversation, Location
+from tuneloom.types import Conversation, Location, Message, ToolCall
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _PROBES = ("identity_probes_en", "identity_probes_zh")
@@ -54,13 +55,15 @@ class ConversationReader:
     Args:
         source: from the config.
         variables: values of placeholders.
+        role: what the config has it for: train, validation or test.
 
     Raises:
         UserError: nothing is there, or nothing that can be read.
     """
 
-    def __init__(self, source: SourceConfig, variables: Mapping[str, str]) -> None:
+    def __init__(self, source: SourceConfig, variables: Mapping[str, str], role: str = TRAIN) -> None:
         self.source = source
+        self.role = role
         self._variables = variables
         resolved = resolve_source(source)
         self.files = resolved.files
@@ -75,7 +78,7 @@ class ConversationReader:
     def new_report(self) -> SourceReport:
         """Return an empty report of this source."""
         hashes = [inspected.sha256 for inspected in self.inspected]
-        return SourceReport(self.source.path, [shown for shown, _ in self.files], hashes)
+        return SourceReport(self.source.path, [shown for shown, _ in self.files], hashes, self.role)
 
     def read(self, report: SourceReport, *, strict: bool = False, on_bytes: OnBytes | None = None) -> Iterator[Read]:
         """Yield the conversations; count every row in the report.
@@ -143,17 +146,52 @@ class ConversationReader:
         return replace(parsed, conversation=conversation)
 
     def _filled(self, conversation: Conversation, report: SourceReport) -> Conversation:
-        """Fill `{{name}}`-like placeholders from data.variables."""
-        if not any("{{" in message.content for message in conversation.messages):
-            return conversation
+        """Fill `{{name}}`-like placeholders from data.variables: in texts, in calls, and in what is told of tools."""
 
         def value(hit: re.Match[str]) -> str:
             if hit[1] not in self._variables:
                 report.unfilled.setdefault(hit[1], str(conversation.location))
             return self._variables.get(hit[1], hit[0])
 
-        messages = tuple(replace(m, content=_PLACEHOLDER.sub(value, m.content)) for m in conversation.messages)
-        return replace(conversation, messages=messages)
+        if not any(map(_may_have_placeholders, conversation.messages)) and not conversation.tools:
+            return conversation
+        messages = tuple(_filled_message(message, value) for message in conversation.messages)
+        tools = tuple(_filled_values(tool, value) for tool in conversation.tools)
+        return replace(conversation, messages=messages, tools=tools)
+
+
+_Value = Callable[[re.Match[str]], str]
+
+
+def _may_have_placeholders(message: Message) -> bool:
+    return "{{" in message.content or bool(message.tool_calls or message.name)
+
+
+def _filled_message(message: Message, value: _Value) -> Message:
+    if not _may_have_placeholders(message):
+        return message
+    calls = tuple(_filled_call(call, value) for call in message.tool_calls)
+    name = message.name and _PLACEHOLDER.sub(value, message.name)
+    return replace(message, content=_PLACEHOLDER.sub(value, message.content), tool_calls=calls, name=name)
+
+
+def _filled_call(call: ToolCall, value: _Value) -> ToolCall:
+    """Fill a call; its arguments are JSON text, in which only strings can have placeholders."""
+
+    def escaped(hit: re.Match[str]) -> str:
+        return json.dumps(value(hit), ensure_ascii=False)[1:-1]
+
+    arguments = _PLACEHOLDER.sub(escaped, call.arguments)
+    return replace(call, name=_PLACEHOLDER.sub(value, call.name), arguments=arguments)
+
+
+def _filled_values(told: Any, value: _Value) -> Any:
+    """Fill the texts within maps and lists; keys stay."""
+    if isinstance(told, str):
+        return _PLACEHOLDER.sub(value, told)
+    if isinstance(told, Mapping):
+        return {key: _filled_values(inner, value) for key, inner in told.items()}
+    return [_filled_values(inner, value) for inner in told] if isinstance(told, list) else told
 
 
 def told(row: Read | Unusable, report: SourceReport, strict: bool = False) -> TypeGuard[Read]:

@@ -18,7 +18,8 @@ from typing import Any
 from tuneloom.data.hub import MODELSCOPE
 from tuneloom.data.inspect import inspect_file
 from tuneloom.data.read import SUFFIXES
-from tuneloom.errors import UserError, excerpt, nearest, user_path
+from tuneloom.data.row import json_excerpt
+from tuneloom.errors import UserError, nearest, user_path
 
 FILE_NAME = "dataset_info.json"
 
@@ -130,13 +131,15 @@ def _read(file: Path) -> dict[str, Any]:
             mend="look at this line and the one above: a comma, a quote, a bracket",
         ) from error
     if not isinstance(info, dict):
-        raise UserError(f"{FILE_NAME} is not a map", where=str(file), got=excerpt(info), expected="{name: {file_name: ...}}")
+        raise UserError(
+            f"{FILE_NAME} is not a map", where=str(file), got=json_excerpt(info), expected="{name: {file_name: ...}}"
+        )
     return info
 
 
 def _entry(entry: object, folder: Path, where: str) -> Entry:
     if not isinstance(entry, dict):
-        raise UserError("the entry is not a map", where=where, got=excerpt(entry), expected="{file_name: ...}")
+        raise UserError("the entry is not a map", where=where, got=json_excerpt(entry), expected="{file_name: ...}")
     _refuse_unknown(entry, KEYS, where, "")
     columns, tags = _names(entry, "columns", COLUMN_KEYS, where), _names(entry, "tags", TAG_KEYS, where)
     _refuse_other_data(entry, columns, where)
@@ -145,13 +148,13 @@ def _entry(entry: object, folder: Path, where: str) -> Entry:
         raise UserError(
             "unknown formatting",
             where=where,
-            got=excerpt(formatting),
+            got=json_excerpt(formatting),
             expected=", ".join(_FORMATTINGS),
             mend="take the one that the rows are in",
         )
     samples = entry.get("num_samples")
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
-        raise UserError("num_samples is no count", where=where, got=excerpt(samples), expected="a whole number above 0")
+        raise UserError("num_samples is no count", where=where, got=json_excerpt(samples), expected="a whole number above 0")
     file, hub = _place(entry, folder, where)
     return Entry(
         where,
@@ -234,7 +237,7 @@ def _names(entry: Mapping[str, Any], key: str, known: Collection[str], where: st
         raise UserError(
             f"{key} is not a map of names",
             where=where,
-            got=excerpt(value),
+            got=json_excerpt(value),
             expected=f"{{{next(iter(known))}: name in the file, ...}}",
         )
     _refuse_unknown(value, known, where, f"{key}.")
@@ -257,5 +260,5 @@ def _refuse_unknown(values: Mapping[str, Any], known: Collection[str], where: st
 def _text(entry: Mapping[str, Any], key: str, where: str) -> str | None:
     value = entry.get(key)
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{key} is not text", where=where, got=excerpt(value), mend=f'write "{key}": "..."')
+        raise UserError(f"{key} is not text", where=where, got=json_excerpt(value), mend=f'write "{key}": "..."')
     return value or None

@@ -10,13 +10,14 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from tuneloom.data.row import RowError
 from tuneloom.types import ROLES, Conversation, Location, Message, Role, ToolCall
 
 ROLE_NAMES: dict[str, Role] = {
     **{role: role for role in ROLES},
+    "developer": "system",
     "human": "user",
     "gpt": "assistant",
     "bot": "assistant",
@@ -62,7 +63,7 @@ class RowShape:
         renamed = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
         named = {key: value for key, value in row.items() if key not in columns.values()} | renamed
         for turns in TURN_COLUMNS:
-            if turns in named:
+            if named.get(turns) is not None:
                 decoded = _from_json(named[turns], turns)
                 named[turns] = [self._turn(turn) for turn in decoded] if isinstance(decoded, list) else decoded
                 break
@@ -83,6 +84,21 @@ class RowShape:
         return re.sub(r"[a-z_]+", lambda word: self.columns.get(word[0], word[0]), place)
 
 
+@dataclass(frozen=True, slots=True)
+class _Placed(Message):
+    """A message, where its text stands in the row, and whether its format has weights."""
+
+    where: str = ""
+    has_weight: bool = False
+
+    def plain(self) -> Message:
+        return Message(self.role, self.content, self.weight, self.tool_calls, self.name, self.tool_call_id)
+
+    def empty_answer(self) -> RowError:
+        mend = "write the answer, or give it weight 0" if self.has_weight else "write the answer, or leave the row out"
+        return RowError(self.where, self.content, "empty answer", mend)
+
+
 _MESSAGE_KEYS = ("role", "content")
 _AS_IT_IS = RowShape()
 
@@ -101,24 +117,35 @@ def parse_row(row: object, location: Location, shape: RowShape = _AS_IT_IS) -> P
     if not isinstance(row, dict):
         raise RowError("row", row, "not a map", "write each row as {...}")
     try:
-        return _parsed(shape.in_our_words(row), location)
+        return _parsed(shape.in_our_words(row), location, shape)
     except RowError as error:
         error.field = shape.in_the_files_words(error.field)
         error.mend = re.sub("`[^`]+`", lambda name: shape.in_the_files_words(name[0]), error.mend)
         raise
 
 
-def _parsed(row: Mapping[str, Any], location: Location) -> Parsed:
-    for name, is_it, read in FORMATS:
-        if is_it(row):
-            messages, repairs = _settle(read(row))
-            return Parsed(name, Conversation(messages, location, _tools(row)), repairs)
-    raise RowError(
-        "row",
-        list(row),
-        "no known format",
-        "use `messages`, `conversations` or `instruction` + `output`, or map your columns in data.train.columns",
-    )
+def _parsed(row: Mapping[str, Any], location: Location, shape: RowShape) -> Parsed:
+    """Read a row in the format that its keys tell; a key that is null counts only where no other tells one."""
+    for keys in ({key: value for key, value in row.items() if value is not None}, row):
+        for name, is_it, read in FORMATS:
+            if is_it(keys):
+                messages, repairs = _settle(read(row))
+                return Parsed(name, Conversation(messages, location, _tools(row)), repairs)
+    mend = "use `messages`, `conversations` or `instruction` + `output`, or map your columns in data.train.columns"
+    if lists := [key for key, value in row.items() if isinstance(value, list) and value and _is_row(value[0], shape)]:
+        mend = f"this is no row, its rows are in the list {' and the list '.join(lists)}: save that list alone as the file"
+    raise RowError("row", list(row), "no known format", mend)
+
+
+def _is_row(value: object, shape: RowShape) -> bool:
+    """Whether a value is itself a row, by its keys."""
+    if not isinstance(value, dict):
+        return False
+    try:
+        row = shape.in_our_words(value)
+    except RowError:
+        return False
+    return any(is_it(row) for _, is_it, _ in FORMATS)
 
 
 def _is_sharegpt(row: Mapping[str, Any]) -> bool:
@@ -126,15 +153,15 @@ def _is_sharegpt(row: Mapping[str, Any]) -> bool:
     return isinstance(turns, list) and any(isinstance(turn, dict) and "from" in turn for turn in turns)
 
 
-def _read_messages(row: Mapping[str, Any]) -> list[Message]:
+def _read_messages(row: Mapping[str, Any]) -> list[_Placed]:
     """Read turns; a column `system` beside them counts where they do not begin with one."""
     messages = _read_turns(row["messages"], "messages", "role", "content")
     return messages if messages[0].role == "system" else _with_system(row.get("system"), "system", messages)
 
 
-def _read_chatglm3(row: Mapping[str, Any]) -> list[Message]:
+def _read_chatglm3(row: Mapping[str, Any]) -> list[_Placed]:
     """Read turns of which some are tools: {role: tool, name, parameters, observation} is a call and its result."""
-    messages: list[Message] = []
+    messages: list[_Placed] = []
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
         raise RowError("conversations", turns, "not a list of messages", "write [{role, content}, ...]")
@@ -147,20 +174,20 @@ def _read_chatglm3(row: Mapping[str, Any]) -> list[Message]:
         if messages and messages[-1].role == "assistant":
             messages[-1] = replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
         else:
-            messages.append(_message("assistant", "", f"{where}.parameters", turn.get("weight", 1), (call,)))
+            messages.append(_message("assistant", "", f"{where}.parameters", turn.get("weight"), (call,), has_weight=True))
         observation = turn.get("observation")
         text = _json_text(observation, f"{where}.observation") if isinstance(observation, (dict, list)) else observation
         messages.append(_message("tool", text, f"{where}.observation", name=call.name))
     return messages
 
 
-def _read_sharegpt(row: Mapping[str, Any]) -> list[Message]:
+def _read_sharegpt(row: Mapping[str, Any]) -> list[_Placed]:
     messages = _read_turns(row["conversations"], "conversations", "from", "value")
     return _with_system(row.get("system"), "system", messages)
 
 
-def _read_alpaca(row: Mapping[str, Any]) -> list[Message]:
-    messages: list[Message] = []
+def _read_alpaca(row: Mapping[str, Any]) -> list[_Placed]:
+    messages: list[_Placed] = []
     history = _from_json(_given(row, "history", []), "history")
     if not isinstance(history, list):
         raise RowError("history", history, "not a list", "write history as a list of [question, answer]")
@@ -170,15 +197,15 @@ def _read_alpaca(row: Mapping[str, Any]) -> list[Message]:
         messages += [_message("user", pair[0], f"history[{i}][0]"), _message("assistant", pair[1], f"history[{i}][1]")]
     question = check_text(row["instruction"], "instruction")
     extra = check_text(_given(row, "input", ""), "input")
-    messages.append(Message("user", "\n".join(text for text in (question, extra) if text)))
+    messages.append(_Placed("user", "\n".join(text for text in (question, extra) if text), where="instruction"))
     if "output" not in row:
         raise RowError("output", None, "no answer", "add `output`, or map your column to it")
     messages.append(_message("assistant", row["output"], "output"))
     return _with_system(row.get("system"), "system", messages)
 
 
-def _read_xtuner(row: Mapping[str, Any]) -> list[Message]:
-    messages: list[Message] = []
+def _read_xtuner(row: Mapping[str, Any]) -> list[_Placed]:
+    messages: list[_Placed] = []
     turns = row["conversation"]
     if not isinstance(turns, list) or not turns:
         raise RowError("conversation", turns, "not a list of turns", "write [{system, input, output}, ...]")
@@ -194,7 +221,7 @@ def _read_xtuner(row: Mapping[str, Any]) -> list[Message]:
     return messages
 
 
-def _read_completion(row: Mapping[str, Any]) -> list[Message]:
+def _read_completion(row: Mapping[str, Any]) -> list[_Placed]:
     """Read two texts, or two lists of messages, of which the completion's answers alone are supervised."""
     if isinstance(row["prompt"], list):
         asked = _read_turns(row["prompt"], "prompt", "role", "content")
@@ -205,7 +232,7 @@ def _read_completion(row: Mapping[str, Any]) -> list[Message]:
     return [_message("user", row["prompt"], "prompt"), _message("assistant", row["completion"], "completion")]
 
 
-FORMATS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Mapping[str, Any]], list[Message]]], ...] = (
+FORMATS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Mapping[str, Any]], list[_Placed]]], ...] = (
     ("OpenAI messages", lambda row: "messages" in row, _read_messages),
     ("ShareGPT conversations", _is_sharegpt, _read_sharegpt),
     ("ChatGLM3 conversations", lambda row: "conversations" in row, _read_chatglm3),
@@ -215,13 +242,13 @@ FORMATS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Mapping
 )
 
 
-def _read_turns(turns: object, name: str, role_key: str, text_key: str) -> list[Message]:
+def _read_turns(turns: object, name: str, role_key: str, text_key: str) -> list[_Placed]:
     if not isinstance(turns, list) or not turns:
         raise RowError(name, turns, "not a list of messages", f"write [{{{role_key}, {text_key}}}, ...]")
     return [_read_turn(turn, f"{name}[{i}]", role_key, text_key) for i, turn in enumerate(turns)]
 
 
-def _read_turn(turn: object, where: str, role_key: str, text_key: str) -> Message:
+def _read_turn(turn: object, where: str, role_key: str, text_key: str) -> _Placed:
     if not isinstance(turn, dict):
         raise RowError(where, turn, "not a message", f"write {{{role_key}, {text_key}}}")
     name = turn.get(role_key)
@@ -235,6 +262,8 @@ def _read_turn(turn: object, where: str, role_key: str, text_key: str) -> Messag
     role, text, calls = ROLE_NAMES[name], turn.get(text_key), _calls(turn, where)
     if name == "function_call":
         text, calls = "", _calls_of_text(text, f"{where}.{text_key}")
+    elif _is_parts(text):
+        text = _joined(text, f"{where}.{text_key}")
     if calls and role != "assistant":
         raise RowError(f"{where}.{role_key}", name, "a tool call by another than the assistant", "make it the assistant's")
     if calls and text is None:
@@ -242,7 +271,23 @@ def _read_turn(turn: object, where: str, role_key: str, text_key: str) -> Messag
     elif text_key not in turn:
         raise RowError(f"{where}.{text_key}", None, "no text", f"add `{text_key}`")
     extra = {key: _name(turn[key], f"{where}.{key}") for key in ("name", "tool_call_id") if turn.get(key) is not None}
-    return _message(role, text, f"{where}.{text_key}", turn.get("weight", 1), calls, **(extra if role == "tool" else {}))
+    return _message(
+        role, text, f"{where}.{text_key}", turn.get("weight"), calls, has_weight=True, **(extra if role == "tool" else {})
+    )
+
+
+def _is_parts(value: object) -> TypeGuard[list[Mapping[str, Any]]]:
+    """Whether a message's text is written in parts, as OpenAI takes it: [{type: text, text}, ...]."""
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) and "type" in part for part in value)
+
+
+def _joined(parts: list[Mapping[str, Any]], where: str) -> str:
+    """Return the text of parts, joined as they are."""
+    for i, part in enumerate(parts):
+        if part["type"] != "text":
+            mend = "only text is read: leave the part out, or the row"
+            raise RowError(f"{where}[{i}].type", part["type"], "a part that is not text", mend)
+    return "".join(check_text(part.get("text"), f"{where}[{i}].text") for i, part in enumerate(parts))
 
 
 def _calls(turn: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
@@ -331,15 +376,18 @@ def _message(
     role: Role,
     content: object,
     where: str,
-    weight: object = 1,
+    weight: object = None,
     tool_calls: tuple[ToolCall, ...] = (),
     *,
     name: str | None = None,
     tool_call_id: str | None = None,
-) -> Message:
-    if isinstance(weight, bool) or weight not in (0, 1):
+    has_weight: bool = False,
+) -> _Placed:
+    """Check a message; a weight that is absent or null is 1."""
+    if isinstance(weight, bool) or weight not in (None, 0, 1):
         raise RowError(f"{where.rpartition('.')[0]}.weight", weight, "wrong weight", "use 0 or 1")
-    return Message(role, check_text(content, where), int(weight), tool_calls, name, tool_call_id)
+    text = check_text(content, where)
+    return _Placed(role, text, 0 if weight == 0 else 1, tool_calls, name, tool_call_id, where, has_weight)
 
 
 def check_text(value: object, where: str) -> str:
@@ -361,13 +409,13 @@ def check_text(value: object, where: str) -> str:
     return value
 
 
-def _with_system(system: object, where: str, messages: list[Message]) -> list[Message]:
+def _with_system(system: object, where: str, messages: list[_Placed]) -> list[_Placed]:
     if system is None or system == "":
         return messages
-    return [Message("system", check_text(system, where)), *messages]
+    return [_Placed("system", check_text(system, where), where=where), *messages]
 
 
-def _settle(messages: list[Message]) -> tuple[tuple[Message, ...], list[str]]:
+def _settle(messages: list[_Placed]) -> tuple[tuple[Message, ...], list[str]]:
     """Check the order of roles; take off what follows the last answer."""
     repairs = []
     last_answer = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=None)
@@ -386,11 +434,11 @@ def _settle(messages: list[Message]) -> tuple[tuple[Message, ...], list[str]]:
         if message.role == previous and message.role != "tool":
             raise RowError(f"message {i + 1}", message.role, f"two {message.role} messages in a row", "join or alternate them")
         if message.role == "assistant" and message.weight and not (message.content.strip() or message.tool_calls):
-            raise RowError(f"message {i + 1}", message.content, "empty answer", "write the answer, or give it weight 0")
+            raise message.empty_answer()
         previous = message.role
     if not any(message.weight for message in messages if message.role == "assistant"):
         raise RowError("weight", 0, "every answer has weight 0", "leave one answer at weight 1")
-    return tuple(messages), repairs
+    return tuple(message.plain() for message in messages), repairs
 
 
 def _tools(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

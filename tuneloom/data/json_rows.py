@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TextIO
 
-from tuneloom.data.row import MAX_ROW_CHARS, Row, RowError, too_large
+from tuneloom.data.row import MAX_ROW_CHARS, Row, RowError, Verbatim, too_large
 from tuneloom.types import Location
 
 _CHUNK_CHARS = 1 << 20
@@ -158,7 +158,7 @@ def _elements(shown: str, window: _Window, closed_by: str) -> Iterator[Row]:
         window.take(end)
         yield Row(location, error=too_large()) if large else Row(location, value)
     if closed_by:
-        fault = RowError("file", window.buffer[-40:], "the array is not closed", "end the file with ]")
+        fault = RowError("file", Verbatim(window.buffer[-40:]), "the array is not closed", "end the file with ]")
         yield Row(Location(shown, window.line), error=fault)
 
 
@@ -284,7 +284,7 @@ def _after_the_array(shown: str, window: _Window, closed_by: str) -> Iterator[Ro
         character = window.next_character()
     if character:
         rest = window.buffer[window.at : window.at + 80]
-        error = RowError("file", rest, "text after the end of the array", "keep one array in a file")
+        error = RowError("file", Verbatim(rest), "text after the end of the array", "keep one array in a file")
         yield Row(Location(shown, window.line), error=error)
 
 
@@ -301,8 +301,8 @@ def _fault(error: Exception, text: str) -> RowError:
     if isinstance(error, json.JSONDecodeError):
         return _not_json(error, text)
     if isinstance(error, RecursionError):
-        return RowError("row", text[:200], "nested too deep", "write the row flat")
-    return RowError("row", text[:200], "a number too long", "write it as text, or shorten it")
+        return RowError("row", Verbatim(text[:200]), "nested too deep", "write the row flat")
+    return RowError("row", Verbatim(text[:200]), "a number too long", "write it as text, or shorten it")
 
 
 def _not_json(error: json.JSONDecodeError, text: str) -> RowError:
@@ -312,7 +312,7 @@ def _not_json(error: json.JSONDecodeError, text: str) -> RowError:
     mend = "mend this row; a file that was cut off ends like this" if torn else f"mend this row at its character {pos + 1:,}"
     start = max(0, pos - _SHOWN_BEFORE)
     shown = ("…" if start else "") + text[start : pos + _SHOWN_AFTER]
-    return RowError("row", shown, "not valid JSON", mend)
+    return RowError("row", Verbatim(shown), "not valid JSON", mend)
 
 
 def _is_json(text: str) -> bool:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from tuneloom.config import DataConfig, SourceConfig
 from tuneloom.data.conversations import ConversationReader
+from tuneloom.data.equals import Digested, count_equals
 from tuneloom.data.mix import Indices, hold_out, mixed_counts, take
 from tuneloom.data.render import Renderer
 from tuneloom.data.rendered import rendered_source
-from tuneloom.data.report import DataReport, SourceReport, length_statistics
+from tuneloom.data.report import TRAIN, DataReport, SourceReport, length_statistics
 from tuneloom.data.row import RowError
 from tuneloom.data.samples import digest_of, prompt_of_turn, require_fitting_prompt
 from tuneloom.data.store import Samples, SampleStore, memory_store
@@ -89,7 +90,7 @@ def prepare_data(
     loader = _Loader(config, renderer, strict, replay, progress)
     report = loader.report
     rng = np.random.default_rng([seed, 0x5EED])
-    sets = [loader.load(source) for source in config.train]
+    sets = [loader.load(source, TRAIN) for source in config.train]
     validating: list[tuple[_Set, Indices]] = []
     usable = [np.arange(len(each.digests)) for each in sets]
     if isinstance(config.validation, float):
@@ -97,11 +98,11 @@ def prepare_data(
         validating = list(zip(sets, held_out, strict=True))
     elif config.validation:
         for source in config.validation:
-            loaded: _Set = loader.load(source)
+            loaded: _Set = loader.load(source, "validation")
             loaded.report.used = loaded.report.usable
             validating.append((loaded, np.arange(len(loaded.digests))))
     test = [conversation for source in config.test for conversation in loader.askable(source)]
-    report.duplicates = loader.count_duplicates()
+    count_equals(loader.digested, report)
 
     counts = mixed_counts(config.train, [len(indices) for indices in usable])
     parts = []
@@ -188,15 +189,15 @@ class _Loader:
         self._renderer = renderer
         self._strict = strict
         self._progress = progress
-        self._digests: list[NDArray[Any]] = []
+        self.digested: list[Digested] = []
 
-    def load(self, source: SourceConfig) -> _Rendered | _Replayed:
-        """Return a source of samples.
+    def load(self, source: SourceConfig, role: str) -> _Rendered | _Replayed:
+        """Return a source of samples, to train or to validate on.
 
         Raises:
             UserError: none is usable, or a placeholder has no value.
         """
-        reader = ConversationReader(source, self._config.variables)
+        reader = ConversationReader(source, self._config.variables, role)
         loaded: _Rendered | _Replayed
         if source.replay is None:
 
@@ -206,29 +207,26 @@ class _Loader:
 
             store = rendered_source(reader, self._config, self._renderer, strict=self._strict, on_bytes=on_bytes)
             loaded = _Rendered(reader, store)
+            self.digested.append(Digested(role, loaded.digests, store.location))
         else:
             report = reader.new_report()
             check = require_fitting_prompt
             conversations = self._checked(reader, report, lambda c: check(c, self._config, self._renderer))
             loaded = _Replayed(conversations, report, self._config, self)
-        self._digests.append(loaded.digests)
+            self.digested.append(Digested(role, loaded.digests, _locations(conversations)))
         self._keep(loaded.report)
         return loaded
 
     def askable(self, source: SourceConfig) -> list[Conversation]:
         """Return a source's conversations that the chat template takes."""
-        reader = ConversationReader(source, self._config.variables)
+        reader = ConversationReader(source, self._config.variables, "test")
         report = reader.new_report()
         conversations = self._checked(reader, report, lambda c: prompt_of_turn(c, self._renderer, -1))
         report.used = report.usable
-        self._digests.append(np.array([digest_of(conversation) for conversation in conversations], "S16"))
+        digests = np.array([digest_of(conversation) for conversation in conversations], "S16")
+        self.digested.append(Digested(reader.role, digests, _locations(conversations)))
         self._keep(report)
         return conversations
-
-    def count_duplicates(self) -> int:
-        """Return how many conversations are equal to an earlier one, in whichever source."""
-        digests = np.concatenate(self._digests)
-        return len(digests) - len(np.unique(digests))
 
     def _checked(
         self, reader: ConversationReader, report: SourceReport, check: Callable[[Conversation], object]
@@ -238,7 +236,7 @@ class _Loader:
             try:
                 check(read.conversation)
             except RowError as error:
-                report.drop(read.conversation.location or Location("?", 0), error, self._strict)
+                report.drop(_location(read.conversation), error, self._strict)
             else:
                 kept.append(read.conversation)
         report.usable = len(kept)
@@ -249,6 +247,14 @@ class _Loader:
         self.files |= dict(zip(report.files, report.sha256, strict=True))
         _require_filled(report)
         report.refuse_unusable()
+
+
+def _location(conversation: Conversation) -> Location:
+    return conversation.location or Location("?", 0)
+
+
+def _locations(conversations: Sequence[Conversation]) -> Callable[[int], Location]:
+    return lambda i: _location(conversations[i])
 
 
 def _require_filled(report: SourceReport) -> None:

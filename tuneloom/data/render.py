@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloom.data.pieces import Encoded, PieceEncoder, Pieces
-from tuneloom.data.row import RowError
+from tuneloom.data.row import RowError, Verbatim, json_excerpt
 from tuneloom.errors import UserError
 from tuneloom.types import Conversation, Message, Rendered, TrainOn
 
@@ -162,9 +162,11 @@ class Renderer:
             )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             reason = (str(error).splitlines() or ["refused"])[0][:120]
-            raise RowError("row", reason, "the chat template refuses it", "see what roles and order the model takes") from error
+            raise RowError(
+                "row", Verbatim(reason), "the chat template refuses it", "see what roles and order the model takes"
+            ) from error
         if (longest := max(map(len, texts))) > MAX_RENDERED_CHARS:
-            raise RowError("row", longest, "too large once rendered", "split the conversation")
+            raise RowError("row", Verbatim(f"{longest:,} characters"), "too large once rendered", "split the conversation")
         return texts
 
     def _texts_of_all(
@@ -372,7 +374,7 @@ class Renderer:
         alone, together = (self.tokenizer.decode(side[at : at + 1]) for side in (got, ids))
         raise RowError(
             f"message {message + 1}",
-            f"token {at}: {alone!r} alone, {together!r} in the whole",
+            Verbatim(f"token {at}: {json_excerpt(alone)} alone, {json_excerpt(together)} in the whole"),
             "the chat template is not prefix-stable here",
             _MEND_BLANK if whole.text.startswith(prefix) else _MEND_REWRITTEN,
         )

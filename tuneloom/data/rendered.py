@@ -40,6 +40,7 @@ def rendered_source(
     store = SampleStore.open(folder)
     if store is None:
         store = _write(folder, reader, config, renderer, strict, on_bytes)
+    store.report.role = reader.role
     if strict:
         store.report.refuse_dropped()
     return store

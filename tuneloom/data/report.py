@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from typing import Any
 
@@ -16,6 +16,8 @@ from tuneloom.errors import UserError
 from tuneloom.types import Location
 
 MAX_PROBLEMS_LISTED = 1000
+TRAIN = "train"
+"""Role of a source that is trained on; the others are validation and test."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class SourceReport:
     """Names shown, in order."""
     sha256: list[str] = field(default_factory=list)
     """Of these files' bytes."""
+    role: str = TRAIN
+    """What the config has it for: train, validation or test."""
     formats: Counter[str] = field(default_factory=Counter)
     read: int = 0
     usable: int = 0
@@ -67,6 +71,13 @@ class SourceReport:
     """Held-out probes that are in the training data: text -> where first."""
     num_answer_tokens_dropped: int = 0
     """Answer tokens of rows dropped as too long."""
+
+    def unfilled_lines(self) -> list[str]:
+        """Return a line for each placeholder without a value: which, where first, and the mend."""
+        return [
+            f"{{{{{name}}}}} has no value, first at {where}: --set data.variables.{name}=..."
+            for name, where in self.unfilled.items()
+        ]
 
     def drop(self, location: Location, error: RowError, strict: bool = False) -> None:
         """Count a row that cannot be used; in strict mode, stop.
@@ -124,11 +135,11 @@ class SourceReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the source's part of data_report.json."""
         counts = {"read": self.read, "usable": self.usable, "used": self.used, "dropped": self.dropped_by_reason.total()}
-        return {"path": self.path, "files": self.files, "formats": dict(self.formats), **counts}
+        return {"path": self.path, "role": self.role, "files": self.files, "formats": dict(self.formats), **counts}
 
     def as_stored(self) -> dict[str, Any]:
         """Return everything, for the cache; `from_dict` reads it."""
-        kept = {key: value for key, value in vars(self).items() if key != "used"}
+        kept = {key: value for key, value in vars(self).items() if key not in ("used", "role")}
         return kept | {"problems": [problem.as_dict() for problem in self.problems]}
 
     @classmethod
@@ -138,12 +149,35 @@ class SourceReport:
         return cls(**{**values, **counters, "problems": problems})
 
 
+@dataclass(frozen=True)
+class Leak:
+    """A conversation that is trained on, though it is held out to evaluate.
+
+    Attributes:
+        where: it is held out.
+        role: validation or test.
+        trained: where it is trained on first.
+    """
+
+    where: str
+    role: str
+    trained: str
+
+    def __str__(self) -> str:
+        mend = f"take it out of one of them, or {self.role} asks what was trained on"
+        return f"{self.where} ({self.role}): the conversation is trained on too, at {self.trained} ({mend})"
+
+
 @dataclass
 class DataReport:
     """The report of a whole data section; `as_dict` is what data_report.json holds."""
 
     sources: list[SourceReport] = field(default_factory=list)
     duplicates: int = 0
+    """Conversations equal to an earlier one that is trained on too, or is held out too."""
+    num_leaks: int = 0
+    leaks: list[Leak] = field(default_factory=list)
+    """Of conversations that are held out and trained on; the first thousand."""
     num_cut: int = 0
     num_answer_tokens: int = 0
     num_answer_tokens_lost: int = 0
@@ -186,6 +220,11 @@ class DataReport:
         mend = "take it out, or evaluation asks what was trained on"
         return [f"{where}: {probe} ({mend})" for probe, where in self.leaked_probes()]
 
+    def leak_lines(self, most: int) -> list[str]:
+        """Return a line for each leaked conversation: where, and the mend; one for those that are more than `most`."""
+        lines = [str(leak) for leak in self.leaks[:most]]
+        return lines + [f"and {self.num_leaks - most:,} more"] * (self.num_leaks > most)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values."""
         problems = self.problems
@@ -196,6 +235,8 @@ class DataReport:
             "cut": self.num_cut,
             "dropped": self.num_dropped,
             "duplicates": self.duplicates,
+            "leaks": self.num_leaks,
+            "leaked_conversations": [asdict(leak) for leak in self.leaks],
             "empty_answers": self.dropped_by_reason["empty answer"],
             "leaked_probes": [{"probe": probe, "where": where} for probe, where in self.leaked_probes()],
             "answer_tokens": self.num_answer_tokens,

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuneloom.errors import excerpt
 from tuneloom.types import Location
 
 MAX_ROW_CHARS = 16 << 20
 """A larger row is reported and passed over; it would be millions of tokens."""
+
+
+_SHOWN_CHARS = 80
+
+
+class Verbatim(str):
+    """Text that a report shows without quotes: a piece of a file as it stands there, or words of our own."""
+
+    __slots__ = ()
+
+
+def json_excerpt(value: object) -> str:
+    """Return a value as a JSON file has it, on one printable line, cut to 80 characters."""
+    text = value if isinstance(value, Verbatim) else _json(value)
+    shown = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text[: _SHOWN_CHARS + 1])
+    return shown if len(shown) <= _SHOWN_CHARS else shown[: _SHOWN_CHARS - 1] + "…"
+
+
+def _json(value: object) -> str:
+    if isinstance(value, bytes):
+        return value[:_SHOWN_CHARS].decode("utf-8", "backslashreplace")
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return f"a {type(value).__name__} that cannot be shown"
 
 
 class RowError(Exception):
@@ -18,7 +43,7 @@ class RowError(Exception):
 
     Args:
         field: the key or path in the row, such as `messages[1].content`.
-        value: what stood there, cut short for the report.
+        value: what stood there; the report shows it as JSON, cut short.
         reason: a short clause, the same for the same fault: reports count by it.
         mend: what to do.
         answer_tokens: that are lost with it, where that is known.
@@ -26,7 +51,7 @@ class RowError(Exception):
 
     def __init__(self, field: str, value: object, reason: str, mend: str, answer_tokens: int = 0) -> None:
         self.field = field
-        self.value = excerpt(value)
+        self.value = json_excerpt(value)
         self.reason = reason
         self.mend = mend
         self.answer_tokens = answer_tokens
@@ -54,4 +79,4 @@ class Row:
 
 def too_large() -> RowError:
     """Return the fault of a row over the limit."""
-    return RowError("row", f"over {MAX_ROW_CHARS >> 20} Mi characters", "row too large", "split the conversation")
+    return RowError("row", Verbatim(f"over {MAX_ROW_CHARS >> 20} Mi characters"), "row too large", "split the conversation")

@@ -12,7 +12,7 @@ import numpy as np
 
 from tuneloom.config import DataConfig
 from tuneloom.data.render import Batch, Layout, Renderer
-from tuneloom.data.row import RowError
+from tuneloom.data.row import RowError, Verbatim
 from tuneloom.errors import UserError
 from tuneloom.types import Conversation, Overflow, Sample
 
@@ -115,7 +115,7 @@ def _refuse_overflow(conversation: Conversation, num_tokens: int, config: DataCo
 
 def _too_long(prompt_tokens: int, num_tokens: int, answer_tokens: int, config: DataConfig) -> RowError:
     if prompt_tokens >= config.cutoff_len:
-        value, reason = f"a prompt of {prompt_tokens} tokens", "prompt longer than the cutoff"
+        value, reason = Verbatim(f"a prompt of {prompt_tokens} tokens"), "prompt longer than the cutoff"
         return RowError("row", value, reason, "raise data.cutoff_len", answer_tokens)
     mend = f"raise data.cutoff_len to {num_tokens}"
-    return RowError("row", f"{num_tokens} tokens", "longer than the cutoff", mend, answer_tokens)
+    return RowError("row", Verbatim(f"{num_tokens} tokens"), "longer than the cutoff", mend, answer_tokens)

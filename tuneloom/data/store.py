@@ -84,8 +84,12 @@ class SampleStore:
         """Return sample i; its arrays are views."""
         record = self.records[i]
         start, end = int(record["start"]), int(record["start"]) + int(record["tokens"])
-        location = Location(self.report.files[int(record["file"])], int(record["line"]))
-        return Sample(self.ids[start:end], self.mask[start:end], location)
+        return Sample(self.ids[start:end], self.mask[start:end], self.location(i))
+
+    def location(self, i: int) -> Location:
+        """Return where sample i was read."""
+        record = self.records[i]
+        return Location(self.report.files[int(record["file"])], int(record["line"]))
 
 
 class StoreWriter:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tuneloom.data.arrow_claims import claimed_bytes
 from tuneloom.data.arrow_values import Restore, row_restorer
-from tuneloom.data.row import MAX_ROW_CHARS, Row, RowError, too_large
-from tuneloom.errors import UserError, excerpt
+from tuneloom.data.row import MAX_ROW_CHARS, Row, RowError, Verbatim, json_excerpt, too_large
+from tuneloom.errors import UserError
 from tuneloom.types import Location
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _ROWS_A_BATCH = 256
 _CHUNK_CHARS = 1 << 20
 _MAX_GROUP_BYTES = 512 << 20
 _SPEAKER = re.compile(r"\s{0,3}(system|user|human|assistant|gpt|bot|model|系统|用户|问|助手|答)\s*[:：]\s?(.*)", re.IGNORECASE)
+_ANSWERS = ("assistant", "gpt", "bot", "model")
 _SPEAKERS = {"系统": "system", "用户": "user", "问": "user", "助手": "assistant", "答": "assistant"}
 
 
@@ -59,7 +60,7 @@ def csv_rows(shown: str, file: TextIO) -> Iterator[Row]:
                 yield Row(location, dict(zip_longest(header, cells, fillvalue="")))
     except csv.Error as error:
         mend = "quote cells that hold quotes or line ends; what comes after is not read"
-        yield Row(Location(shown, lines.row_begins), error=RowError("row", str(error), "not valid csv", mend))
+        yield Row(Location(shown, lines.row_begins), error=RowError("row", Verbatim(error), "not valid csv", mend))
 
 
 class _CsvLines:
@@ -107,7 +108,9 @@ def _delimiter(file: TextIO) -> str:
 def _refuse_twice(shown: str, columns: Sequence[str]) -> None:
     twice = [name for name, count in Counter(columns).items() if name and count > 1]
     if twice:
-        raise UserError("two columns have one name", where=shown, got=excerpt(twice[0]), mend="rename or remove one of them")
+        raise UserError(
+            "two columns have one name", where=shown, got=json_excerpt(twice[0]), mend="rename or remove one of them"
+        )
 
 
 def dialogue_rows(shown: str, file: TextIO) -> Iterator[Row]:
@@ -173,8 +176,12 @@ class _Dialogue:
             return Row(self._location, error=too_large())
         if self._stray is not None:
             mend = "begin each message with User: or Assistant:"
-            return Row(self._location, error=RowError("line", self._stray, "a line without a speaker", mend))
+            return Row(self._location, error=RowError("line", Verbatim(self._stray), "a line without a speaker", mend))
         messages = [{"role": role, "content": "\n".join(lines).strip()} for role, lines in self._messages]
+        for i, message in enumerate(messages):
+            if message["role"] in _ANSWERS and not message["content"]:
+                mend = "write the answer, or leave the dialogue out"
+                return Row(self._location, error=RowError(f"message {i + 1}", "", "empty answer", mend))
         return Row(self._location, {"messages": messages})
 
 
@@ -239,7 +246,7 @@ def _plain_row(row: RecordBatch) -> dict[str, Any]:
             raise RowError(name, error.object, "holds bytes that are not UTF-8", "write it as UTF-8") from None
         except (ValueError, ArithmeticError, LookupError) as error:
             if not types.is_temporal(cell.type):
-                raise RowError(name, str(error), "cannot be read", "write texts, numbers, lists and maps") from None
+                raise RowError(name, Verbatim(error), "cannot be read", "write texts, numbers, lists and maps") from None
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -38,13 +39,16 @@ class Package:
 def examine_packages(distribution: str = DISTRIBUTION) -> list[Package]:
     """Return Python, the packages that a distribution requires, those of its extras, and some more, in that order.
 
-    A distribution that is not installed requires nothing that could be known.
+    What of `ALSO_SHOWN` the required packages require is required too. A distribution that is not installed requires
+    nothing that could be known.
     """
     required, optional = _requirements(distribution)
-    found = [_python(distribution)]
-    found += [_package(name, wanted, required=True) for name, wanted in required.items()]
-    others = optional | {name: SpecifierSet() for name in ALSO_SHOWN if name not in required | optional}
-    return found + [_package(name, wanted, required=False) for name, wanted in others.items()]
+    required |= _needed_by(required)
+    others = {name: SpecifierSet() for name in ALSO_SHOWN} | optional
+    found = [_python(distribution), *(_package(name, wanted, required=True) for name, wanted in required.items())]
+    return found + [
+        _package(name, others[name], required=False) for name in dict.fromkeys((*optional, *ALSO_SHOWN)) if name not in required
+    ]
 
 
 def how_to_install(name: str, distribution: str = DISTRIBUTION) -> str:
@@ -80,6 +84,17 @@ def _requirements(distribution: str) -> tuple[dict[str, SpecifierSet], dict[str,
         elif "extra" in str(requirement.marker):
             optional[canonicalize_name(requirement.name)] = requirement.specifier
     return required, {name: wanted for name, wanted in optional.items() if name not in required}
+
+
+def _needed_by(required: Iterable[str]) -> dict[str, SpecifierSet]:
+    """Return those of `ALSO_SHOWN` that required packages cannot do without: name -> bounds."""
+    needed: dict[str, SpecifierSet] = {}
+    names = set(required)
+    for package in sorted(names):
+        for name, wanted in _requirements(package)[0].items():
+            if name in ALSO_SHOWN and name not in names:
+                needed[name] = needed.get(name, SpecifierSet()) & wanted
+    return needed
 
 
 def _requires(distribution: str) -> list[str]:

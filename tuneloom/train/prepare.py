@@ -131,7 +131,8 @@ class Job:
         leaked = report.leaked_probe_lines()
         if len(leaked) > _MAX_LEAKED:
             leaked[_MAX_LEAKED:] = [f"and {len(leaked) - _MAX_LEAKED} more: data_report.json, or tuneloom data check"]
-        return lines + [("note", note) for note in report.notes] + [("leaked probe", line) for line in leaked]
+        lines += [("note", note) for note in report.notes] + [("leak", line) for line in report.leak_lines(_MAX_LEAKED)]
+        return lines + [("leaked probe", line) for line in leaked]
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, seed and the hashes of base, data and the adapter continued from, for environment.json."""

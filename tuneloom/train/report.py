@@ -122,11 +122,16 @@ def _report(job: Job, run: RunDirectory, results: list[tuple[str, str]]) -> str:
         _table(results, "what", "value"),
         "\n![loss](loss.png)\n",
         "## Data\n",
-        _table([(source.path, f"{source.read:,} read, {source.used:,} used") for source in report.sources], "source", "rows"),
+        _table(
+            [(f"{source.path} ({source.role})", f"{source.read:,} read, {source.used:,} used") for source in report.sources],
+            "source",
+            "rows",
+        ),
         f"\n{report.num_dropped:,} dropped, {report.num_repaired:,} repaired, {report.num_cut:,} cut at {cutoff} "
         f"tokens ({report.num_answer_tokens_lost:,} answer tokens lost), {report.duplicates:,} duplicates.\n",
     ]
-    found = [f"- leaked probe: {line}\n" for line in report.leaked_probe_lines()]
+    found = [f"- leak: {line}\n" for line in report.leak_lines(20)]
+    found += [f"- leaked probe: {line}\n" for line in report.leaked_probe_lines()]
     found += [f"- {problem.action}: {problem}\n" for problem in report.problems[:20]]
     parts += ["".join(found)] if found else []
     samples = run.history("sample")
