@@ -54,8 +54,9 @@ const element = (tag, attribute) => new Promise((done) => {
   await new Promise((done) => { framed.onload = done; });
   await attempt("frame", () => framed.contentDocument === null ? "closed" : "open");
   const other = window.open(base + "/", "other");
-  await new Promise((done) => setTimeout(done, 700));
-  await attempt("window", () => { try { return other.closed || !other.document ? "cut" : "read"; } catch { return "cut"; } });
+  const cut = () => { try { return other.closed || !other.document; } catch { return true; } };
+  for (let i = 0; i < 100 && !cut(); i++) await new Promise((done) => setTimeout(done, 100));  // it begins as an empty page
+  results.window = cut() ? "cut" : "open";
   document.title = JSON.stringify(results);
 })();
 </script>"""

@@ -46,10 +46,14 @@ class Client:
         return self.ask(method, path, {"Cookie": self.cookie, **(headers or {})}, body)
 
     def look(self, path: str) -> int:
-        """Return the status of a page, after where it leads on to."""
-        answer = self.inside("GET", path)
-        while answer.status == 303:
-            answer = self.inside("GET", answer.getheader("location", ""))
+        """Return the status of a page, with the cookies that it gives and after where it leads on to."""
+        cookie = self.cookie
+        for _ in range(3):
+            answer = self.ask("GET", path, {"Cookie": cookie})
+            if answer.status != 303:
+                break
+            path = answer.getheader("location", "")
+            cookie += "; " + answer.getheader("set-cookie", "").partition(";")[0]
         return answer.status
 
     def websocket_status(self, **headers: str) -> int:
