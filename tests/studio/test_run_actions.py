@@ -13,6 +13,7 @@ import pytest
 from test_runs import make_run
 
 from tuneloom.rundir import STATE, RunDirectory
+from tuneloom.studio.charts import Line, line_chart
 from tuneloom.studio.frame import Studio, id_of
 from tuneloom.studio.jobs import Jobs
 from tuneloom.studio.run_actions import (
@@ -25,6 +26,7 @@ from tuneloom.studio.run_actions import (
     stop_run,
     why_not_resume,
 )
+from tuneloom.studio.run_state import RunLook, chosen
 from tuneloom.studio.texts import TEXTS
 
 
@@ -176,3 +178,29 @@ def test_the_table_holds_numbers_alone(ended: RunDirectory) -> None:
     assert columns == ("event", "step", "time", "loss", "eval_loss", "extra")
     assert rows[-1]["step"] == 3
     assert "loss" not in rows[-1]
+
+
+def test_the_time_left_is_told_between_the_trainers_words_too(studio: Studio, live: RunDirectory) -> None:
+    look = RunLook(studio, live.path)
+    standing = look.standing()
+    assert standing is not None
+    assert (standing.phase, standing.live, standing.step, standing.total_steps) == ("training", True, 2, 9)
+    assert standing.eta_seconds == pytest.approx(7 * (standing.seconds or 0) / 2)
+    live.write_json(STATE, {**(live.read_json(STATE) or {}), "eta_seconds": 42.5})
+    standing = look.standing()
+    assert standing is not None
+    assert standing.eta_seconds == 42.5
+
+
+def test_answers_are_shown_at_the_first_the_last_and_some_steps_between() -> None:
+    assert chosen([1, 2, 3], 8) == [1, 2, 3]
+    assert chosen(list(range(100)), 4) == [0, 33, 66, 99]
+
+
+def test_a_chart_ends_with_the_run_once_half_of_it_is_done() -> None:
+    def axis(last: int) -> dict[str, object]:
+        return dict(line_chart([Line("loss", [(1, 2.0), (last, 1.23456789)], "--accent")], total_steps=100)["xAxis"])
+
+    assert "max" not in axis(49)
+    assert axis(50)["max"] == 100
+    assert line_chart([Line("loss", [(1, 1.23456789)], "--accent")])["series"][0]["data"] == [[1, 1.2346]]

@@ -42,10 +42,12 @@ def line_chart(lines: Iterable[Line], *, title: str = "", total_steps: int | Non
     Args:
         lines: in the order in which they are drawn.
         title: over it, for charts without a heading of their own.
-        total_steps: the axis ends there, so that one sees how far the run is.
+        total_steps: the axis ends there once half of the run is done; before, the lines have all of the width.
         legend: whether the lines are named below.
     """
     drawn = list(lines)
+    last = max((line.points[-1][0] for line in drawn if line.points), default=0)
+    end = {"max": total_steps} if total_steps and 2 * last >= total_steps else {}
     return {
         "animation": False,
         "aria": {"enabled": True},
@@ -53,7 +55,7 @@ def line_chart(lines: Iterable[Line], *, title: str = "", total_steps: int | Non
         "title": _title(title),
         "legend": _legend(drawn) if legend else {"show": False},
         "tooltip": _tooltip(),
-        "xAxis": _axis(grid=False) | {"min": 0, "minInterval": 1} | ({"max": total_steps} if total_steps else {}),
+        "xAxis": _axis(grid=False) | {"min": 0, "minInterval": 1} | end,
         "yAxis": _axis(grid=True) | {"scale": True, "splitNumber": 4},
         "series": [_series(line) for line in drawn],
     }

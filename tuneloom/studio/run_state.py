@@ -110,7 +110,7 @@ class RunLook:
             resumable=not live and summary.phase in _RESUMABLE,
             step=summary.step,
             total_steps=summary.total_steps,
-            eta_seconds=_positive(state.get("eta_seconds")) if summary.pid is not None else None,
+            eta_seconds=_time_left(summary, state.get("eta_seconds")),
             seconds=summary.seconds,
             train_loss=summary.train_loss,
             eval_loss=summary.eval_loss,
@@ -140,6 +140,17 @@ def chosen(steps: list[int], most: int) -> list[int]:
     if len(steps) <= most:
         return steps
     return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
+
+
+def _time_left(summary: RunSummary, told: object) -> float | None:
+    """Return how long a live run will take yet: as the trainer tells, between its words as the run went so far."""
+    if summary.pid is None:
+        return None
+    if (seconds := _positive(told)) is not None:
+        return seconds
+    if not summary.step or not summary.total_steps or summary.seconds is None:
+        return None
+    return max(0, summary.total_steps - summary.step) * summary.seconds / summary.step
 
 
 def _positive(value: object) -> float | None:

@@ -452,7 +452,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "runs.new_name": ("New name", "新名称"),
     "runs.delete": ("Delete", "删除"),
     "runs.keep": ("Keep", "取消"),
-    "runs.delete_sure": ("Delete {name} {size} for good?", "永久删除 {name} {size}？"),
+    "runs.delete_sure": ("Delete {name} ({size}) for good?", "永久删除 {name}（{size}）？"),
     "runs.delete_followed": (
         "These continue from it and could not be resumed: {names}",
         "以下训练以它为起点，删除后将无法继续：{names}",

@@ -9,6 +9,7 @@ from nicegui import run as worker
 from nicegui import ui
 from starlette.requests import Request
 
+from tuneloom.rundir import folder_bytes
 from tuneloom.runs import RunSummary, shown_name
 from tuneloom.studio.figures import loss, moment, short_model, size, span, steps
 from tuneloom.studio.frame import ENDED, Studio, frame, id_of, phase_dot, progress_bar
@@ -219,7 +220,7 @@ class Row:
 
     def _ask_delete(self) -> None:
         texts = self.texts
-        weight = size(self._seen.num_bytes) if self._seen is not None else ""
+        weight = size(self._seen.num_bytes if self._seen is not None else folder_bytes(self.path))
         followers = continuing(self.page.studio, self.path)
         with self._ask():
             ui.label(texts("runs.delete_sure", name=self.name, size=weight)).classes("run-break")
