@@ -71,7 +71,7 @@ def test_base_and_tuned_answer_side_by_side_and_the_conversation_stays(talking: 
     assert texts_of(page, "Tuned") != texts_of(page, "Base")
 
     page.get_by_text("System prompt and sampling").click()
-    for name, value in (("temperature", "5"), ("max_new_tokens", "1500"), ("repetition_penalty", "3")):
+    for name, value in (("Temperature", "5"), ("Longest answer, tokens", "1500"), ("Repetition penalty", "3")):
         page.get_by_label(name, exact=True).fill(value)
     page.get_by_text("System prompt and sampling").click()
     page.get_by_text("Base beside it").click()
