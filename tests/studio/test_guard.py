@@ -45,6 +45,13 @@ class Client:
         """Ask with the cookie."""
         return self.ask(method, path, {"Cookie": self.cookie, **(headers or {})}, body)
 
+    def look(self, path: str) -> int:
+        """Return the status of a page, after where it leads on to."""
+        answer = self.inside("GET", path)
+        while answer.status == 303:
+            answer = self.inside("GET", answer.getheader("location", ""))
+        return answer.status
+
     def websocket_status(self, **headers: str) -> int:
         """Return the status of a websocket handshake; 101: it is open."""
         given = {"Origin": self.studio.base, "Cookie": self.cookie}
@@ -138,6 +145,15 @@ def test_what_another_page_loads_is_refused(client: Client, site: str) -> None:
     assert client.inside("POST", "/", {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", **client.own}).status == 403
 
 
+def test_what_a_proxy_would_say_is_not_believed(client: Client) -> None:
+    """Nobody stands before the studio: who says that he forwards for a safe page is not heard."""
+    said = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "evil.example", "X-Forwarded-For": "192.0.2.1"}
+    assert client.inside("GET", "/", said).status == 200
+    assert b"evil.example" not in client.body
+    answer = client.inside("GET", "/runs/", said)
+    assert answer.getheader("location", "http://127.0.0.1").startswith(("http://127.0.0.1", "/"))
+
+
 # The token.
 
 
@@ -216,8 +232,13 @@ def test_no_path_leads_out_of_the_studios_files(client: Client, escape: str) -> 
     "run_id", ["..", "%2e%2e", "..%2F..%2Fetc", "0" * 16, "0" * 5000, "%00", "a%22%20onclick=%22b", "%ff%fe"]
 )
 def test_a_run_that_is_none_has_no_page(client: Client, run_id: str) -> None:
-    assert client.inside("GET", f"/runs/{run_id}").status < 500
+    assert client.look(f"/runs/{run_id}") < 500
     assert "Traceback" not in client.studio.said()
+
+
+@pytest.mark.parametrize("path", ["/%00", "/runs/%00", "/runs/a%0Ab", "/a%1Fb", "/_nicegui/auto/%00/a"])
+def test_a_path_with_control_characters_is_refused(client: Client, path: str) -> None:
+    assert client.inside("GET", path).status == 400
 
 
 # What it takes and what it sends.

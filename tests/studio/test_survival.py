@@ -75,10 +75,10 @@ def test_broken_folders_break_no_view(make_studio: Callable[..., RunningStudio])
     (jobs / "a-file-00").write_text("", encoding="utf-8")
     client = Client(studio)
     for place in ("/", "/runs", "/chat", "/predict", "/export"):
-        assert client.inside("GET", place).status == 200, place
+        assert client.look(place) == 200, place
         assert "run-900" in client.body.decode()
     for path in sorted(studio.runs.iterdir()):
-        assert client.inside("GET", f"/runs/{id_of(path)}").status == 200, path
+        assert client.look(f"/runs/{id_of(path)}") == 200, path
     assert "Traceback" not in studio.said()
     assert "Error" not in studio.said()
 

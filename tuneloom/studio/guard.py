@@ -96,7 +96,7 @@ class Guard:
         hosts, origins = _values(headers, "host"), _values(headers, "origin")
         if len(hosts) != 1 or hosts[0].lower() not in self.hosts:
             return 421, "This host is not served here."
-        needs_origin = scope["type"] == "websocket" or scope.get("method") not in _SAFE_METHODS
+        needs_origin = scope.get("method") not in _SAFE_METHODS  # a websocket has no method, and needs it too
         if (origins or needs_origin) and origins != [f"http://{hosts[0].lower()}"]:
             return 403, "Requests from other pages are refused."
         site = _values(headers, "sec-fetch-site") or ["none"]
