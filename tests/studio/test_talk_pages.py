@@ -166,7 +166,7 @@ def test_a_file_is_predicted_and_past_predictions_survive_a_killed_studio(
     page.locator(".job-line").click()
     page.wait_for_url(f"**{place}")
     page.get_by_text("1 to 20 of 23").wait_for()
-    assert page.goto(talking.base + "/predict/..%2f..%2fetc/predictions.jsonl").status == 404
+    assert page.request.get(talking.base + "/predict/..%2f..%2fetc/predictions.jsonl").status == 404
 
 
 def test_an_export_shows_its_steps_its_check_and_its_place(talking: Any, enter: Callable[[str], Any]) -> None:
