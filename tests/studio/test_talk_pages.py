@@ -57,13 +57,13 @@ def speakers(process: psutil.Process) -> list[psutil.Process]:
 def test_base_and_tuned_answer_side_by_side_and_the_conversation_stays(talking: Any, enter: Callable[[str], Any]) -> None:
     visitor = enter(f"/chat?target={id_of(talking.runs / 'loomi')}")
     page = visitor.page
-    page.get_by_text(re.compile("^Ready")).wait_for()
+    page.get_by_text(re.compile("^Ready")).wait_for(timeout=JOB_MS)
     message = page.get_by_label("Message", exact=True)
     message.fill(f"Hello {SCRIPT}")
     message.press("Shift+Enter")
     message.type("there")
     message.press("Enter")
-    page.get_by_text("8 tokens").nth(1).wait_for()
+    page.get_by_text(re.compile("^8 tokens")).nth(1).wait_for(timeout=JOB_MS)
     assert page.locator(".chat-question").inner_text() == f"Hello {SCRIPT}\nthere"
     left, right = (page.locator(f'section[aria-label="{side}"]').bounding_box() for side in ("Base", "Tuned"))
     assert left["y"] == right["y"]
@@ -71,7 +71,7 @@ def test_base_and_tuned_answer_side_by_side_and_the_conversation_stays(talking: 
     assert texts_of(page, "Tuned") != texts_of(page, "Base")
 
     page.get_by_text("System prompt and sampling").click()
-    for name, value in (("temperature", "5"), ("max_new_tokens", "1500"), ("repetition_penalty", "3")):
+    for name, value in (("Temperature", "5"), ("Longest answer, tokens", "1500"), ("Repetition penalty", "3")):
         page.get_by_label(name, exact=True).fill(value)
     page.get_by_text("System prompt and sampling").click()
     page.get_by_text("Base beside it").click()
@@ -113,7 +113,7 @@ def test_a_target_that_does_not_load_says_why_and_another_one_can_be_chosen(talk
     page.get_by_role("option", name="Another folder or model …").click()
     page.get_by_label("Path of a folder, or a model's name").fill("/no/such/folder")
     page.get_by_role("button", name="Use", exact=True).click()
-    page.get_by_text("The model could not be loaded, or has ended.").wait_for()
+    page.get_by_text("The model could not be loaded, or has ended.").wait_for(timeout=JOB_MS)
     assert "/no/such/folder" in page.locator(".note.bad").first.inner_text()
     page.get_by_role("combobox", name="Run or model").click()
     page.get_by_role("option", name="loomi").click()
@@ -134,10 +134,10 @@ def test_a_file_is_predicted_and_past_predictions_survive_a_killed_studio(
     page.get_by_text("mine.jsonl is here.").wait_for()
     page.get_by_label("Longest answer, tokens").fill("4")
     page.get_by_role("button", name="Start").dblclick()
-    page.get_by_text("Loss, nats a token").wait_for(timeout=JOB_MS)
+    page.get_by_text("Loss, nats a token", exact=True).wait_for(timeout=JOB_MS)
     report = json.loads(next(talking.runs.glob(".studio/jobs/*/result/report.json")).read_text(encoding="utf-8"))
-    assert page.get_by_text(f"{report['base']['loss']:.4f}").is_visible()
-    assert page.get_by_text(f"{report['model']['loss']:.4f}").is_visible()
+    assert page.get_by_text(f"{report['base']['loss']:.4f}", exact=True).is_visible()
+    assert page.get_by_text(f"{report['model']['loss']:.4f}", exact=True).is_visible()
     assert page.get_by_text("1 to 20 of 23").is_visible()
     assert page.locator("table.answers td").first.inner_text() == f"Question 0 {SCRIPT}"
     page.get_by_role("button", name="Next page").click()
@@ -166,7 +166,7 @@ def test_a_file_is_predicted_and_past_predictions_survive_a_killed_studio(
     page.locator(".job-line").click()
     page.wait_for_url(f"**{place}")
     page.get_by_text("1 to 20 of 23").wait_for()
-    assert page.goto(talking.base + "/predict/..%2f..%2fetc/predictions.jsonl").status == 404
+    assert page.request.get(talking.base + "/predict/..%2f..%2fetc/predictions.jsonl").status == 404
 
 
 def test_an_export_shows_its_steps_its_check_and_its_place(talking: Any, enter: Callable[[str], Any]) -> None:
@@ -189,8 +189,8 @@ def test_an_export_shows_its_steps_its_check_and_its_place(talking: Any, enter: 
     assert page.get_by_text("reloading it in a fresh process").first.is_visible()
     assert page.get_by_text(str(talking.runs / "exports" / "mine"), exact=True).is_visible()
     assert [run.name for run in list_runs(talking.runs).runs] == ["loomi"]
-    page.get_by_text("Talk to it").click()
-    page.get_by_text(re.compile("^Ready")).wait_for()
+    page.get_by_role("link", name="Talk to it").click()
+    page.get_by_text(re.compile("^Ready")).wait_for(timeout=JOB_MS)
     assert page.get_by_text("A model without an adapter has nothing to be compared with.").is_visible()
     page.goto(talking.base + "/export")
     page.get_by_label("Name of the folder").fill("mine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def main(folder: str) -> int:
     job = json.loads((place / "job.json").read_text(encoding="utf-8"))
     sys.argv = ["tuneloom", *job["arguments"]]
     code = 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an end in order: what is half written goes
     try:
         runpy.run_module("tuneloom", run_name="__main__", alter_sys=True)
         code = 0

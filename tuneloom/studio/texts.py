@@ -255,6 +255,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "chat.reply_length": ("reached the longest answer", "达到最长回答长度"),
     "chat.reply_stopped": ("stopped", "已停止"),
     "chat.took": ("{tokens} tokens, {seconds} s", "{tokens} 个词元，{seconds} 秒"),
+    "chat.nothing": ("(nothing)", "（空）"),
     "chat.replaced": ("Another model was loaded meanwhile.", "其间载入了另一个模型。"),
     "chat.try_again": ("Regenerate asks once more.", "点击“重新生成”可再次提问。"),
     # Jobs: what predictions and exports have in common.

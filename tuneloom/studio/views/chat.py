@@ -163,7 +163,7 @@ class ChatPage:
     def _number(self, chat: Chat, name: str) -> None:
         low, high, step, kind = _SAMPLING[name]
         field = ui.number(self._texts(f"chat.{name}"), value=getattr(chat.sampling, name), min=low, max=high, step=step).props(
-            f'dense outlined aria-label="{name}" hint="{name}"'
+            f'dense outlined hint="{name}"'
         )
 
         def changed(value: Any) -> None:
@@ -283,8 +283,10 @@ class AnswerCell:
         if now == self._seen:
             return False
         self._seen = now
-        self._text.set_text(reply.text)
-        self._text.set_visibility(bool(reply.text))
+        nothing = reply.status == "done" and not reply.text
+        self._text.set_text(self._texts("chat.nothing") if nothing else reply.text)
+        self._text.classes(replace="chat-text muted" if nothing else "chat-text")
+        self._text.set_visibility(bool(reply.text) or nothing)
         self._fault.set_text((reply.error or self._texts("chat.replaced")) if reply.status == "error" else "")
         self._fault.set_visibility(reply.status == "error")
         self._foot.set_text(self._foot_text(reply))
