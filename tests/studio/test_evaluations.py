@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tuneloom.studio.evaluations import (
     matching,
     prediction_progress,
     said_steps,
+    start_export,
     upload_place,
 )
 from tuneloom.studio.frame import Studio, id_of
@@ -85,3 +88,21 @@ def test_what_can_be_chosen(finished_run: Path, tiny_model: Path, chatglm: Path)
     assert base_model_type(str(chatglm)) == "chatglm"
     assert base_model_type("no-such-model") is None
     assert typed_target(" runs/x ") == "runs/x"
+
+
+def test_an_export_that_is_stopped_leaves_nothing_behind(studio: Studio, finished_run: Path) -> None:
+    out = studio.runs / "exports" / "mine"
+    job = start_export(studio, "stopped-export", str(finished_run), "merged", "auto", out)
+    until(lambda: "keeping its answers" in job.log_tail() or job.ended() != "running")
+    assert any(out.parent.glob(".mine.*"))
+    assert studio.jobs.stop(job)
+    until(lambda: job.ended() != "running")
+    assert job.ended() == "killed"
+    assert list(out.parent.iterdir()) == []
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)

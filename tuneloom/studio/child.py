@@ -20,7 +20,14 @@ def main(folder: str) -> int:
     job = json.loads((place / "job.json").read_text(encoding="utf-8"))
     sys.argv = ["tuneloom", *job["arguments"]]
     code = 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an end in order: what is half written goes
+    stopped = False
+
+    def stop(number: int, _: object) -> None:  # an end in order: what is half written goes
+        nonlocal stopped
+        stopped = True
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         runpy.run_module("tuneloom", run_name="__main__", alter_sys=True)
         code = 0
@@ -29,5 +36,6 @@ def main(folder: str) -> int:
             print(end.code, file=sys.stderr)  # noqa: T201 as the interpreter would
         code = end.code if isinstance(end.code, int) else (0 if end.code is None else 1)
     finally:
-        write_atomically(place / "exit.json", json.dumps({"code": code}) + "\n")
+        if not stopped:
+            write_atomically(place / "exit.json", json.dumps({"code": code}) + "\n")
     return code

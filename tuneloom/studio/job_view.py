@@ -9,11 +9,10 @@ from pathlib import Path
 from nicegui import ui
 
 from tuneloom.studio.frame import Studio
-from tuneloom.studio.jobs import Ended, Job, Kind
+from tuneloom.studio.jobs import Job, Kind
 from tuneloom.studio.texts import Texts
 
 _DOTS = {"running": "live", "done": "done", "failed": "failed", "killed": "interrupted"}
-_STOPPED = (130, 143)
 _REFRESH_SECONDS = 2.0
 
 
@@ -44,7 +43,7 @@ def job_list(studio: Studio, texts: Texts, kind: Kind, title: str, describe: Cal
                 status_dot(job)
                 ui.label(target_name(job)).classes("ellipsis strong")
                 ui.label(describe(job)).classes("ellipsis muted")
-                ui.label(texts(f"job.{ended(job)}")).classes("small muted push")
+                ui.label(texts(f"job.{job.ended()}")).classes("small muted push")
                 ui.label(time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created))).classes("small muted")
 
     def state() -> list[tuple[str, str]]:
@@ -64,28 +63,23 @@ def job_list(studio: Studio, texts: Texts, kind: Kind, title: str, describe: Cal
     ui.timer(_REFRESH_SECONDS, look)
 
 
-def ended(job: Job) -> Ended:
-    """Return how a job stands; one that was asked to end has not failed."""
-    return "killed" if job.exit_code() in _STOPPED else job.ended()
-
-
 def status_dot(job: Job) -> None:
     """Draw the coloured dot of a job."""
-    ui.element("div").classes(f"dot {_DOTS[ended(job)]}").props('aria-hidden="true"')
+    ui.element("div").classes(f"dot {_DOTS[job.ended()]}").props('aria-hidden="true"')
 
 
 def job_head(studio: Studio, texts: Texts, job: Job, described: str) -> None:
     """Draw what a job is and how it stands, with a way to stop it and the reason where it failed."""
-    state = ended(job)
+    ended = job.ended()
     with ui.element("div").classes("line"):
         status_dot(job)
-        ui.label(texts(f"job.{state}")).classes("strong").props('role="status"')
+        ui.label(texts(f"job.{ended}")).classes("strong").props('role="status"')
         ui.label(described).classes("muted")
-        if state == "running":
+        if ended == "running":
             ui.button(texts("job.stop"), on_click=lambda: studio.jobs.stop(job)).props("outline dense no-caps").classes("push")
-    if state == "failed":
+    if ended == "failed":
         ui.label(job.last_words()).classes("note bad mono").props('role="alert"')
-    if state == "killed":
+    if ended == "killed":
         ui.label(texts("job.killed_why")).classes("note")
 
 
