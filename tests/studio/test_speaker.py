@@ -136,6 +136,9 @@ def test_a_visitors_conversation_is_kept_and_each_side_remembers_its_own_answers
         *(["Who are you?", replies["base"].text] if replies["base"].text else []),
         "Say yes.",
     ]
+    until(
+        lambda: Visitor(file, voice).chat(str(finished_run)).turns == chat.turns
+    )  # written as the answer ends, a moment later
     again = Visitor(file, voice)
     assert again.target == str(finished_run)
     kept = again.chat(again.target)
