@@ -283,7 +283,7 @@ def test_drop_drops_what_is_too_long_and_says_how_long(write_rows: WriteRows, pr
     found = prepare(train=str(write_rows([row, ROWS[0]])), cutoff_len=ends[1], overflow="drop")
     assert [sample.location.line for sample in found.train if sample.location] == [2]
     (problem,) = found.report.problems
-    assert (problem.reason, problem.location.line, problem.value) == ("longer than the cutoff", 1, f"'{ends[2]} tokens'")
+    assert (problem.reason, problem.location.line, problem.value) == ("longer than the cutoff", 1, f"{ends[2]} tokens")
     assert problem.mend == f"raise data.cutoff_len to {ends[2]}"
     assert found.report.num_cut == 0
     assert len(prepare(train=str(write_rows([row])), cutoff_len=ends[2], overflow="drop").train) == 1
