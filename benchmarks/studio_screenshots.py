@@ -1,7 +1,7 @@
 """Pictures of every view of the running studio, in both languages: docs/images/studio-<view>-<en|zh>.png.
 
 python benchmarks/studio_screenshots.py --runs-dir runs [--run ada] [--out docs/images]
-python benchmarks/studio_screenshots.py --runs-dir runs --out /tmp/look --themes light dark --widths 1440 1024 360
+python benchmarks/studio_screenshots.py --runs-dir runs --out look --themes light dark --widths 1440 1024 360
 
 The runs are shown as they are; the first finished one, or the one that is named, has its page shown.
 """
