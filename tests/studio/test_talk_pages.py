@@ -51,7 +51,8 @@ def texts_of(page: Any, label: str) -> list[str]:
 
 
 def speakers(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children() if "tuneloom.studio.speaker" in child.cmdline()]
+    living = [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if "tuneloom.studio.speaker" in child.cmdline()]
 
 
 def test_base_and_tuned_answer_side_by_side_and_the_conversation_stays(talking: Any, enter: Callable[[str], Any]) -> None:
@@ -192,7 +193,7 @@ def test_an_export_shows_its_steps_its_check_and_its_place(talking: Any, enter: 
     page.get_by_role("link", name="Talk to it").click()
     page.get_by_text(re.compile("^Ready")).wait_for(timeout=JOB_MS)
     assert page.get_by_text("A model without an adapter has nothing to be compared with.").is_visible()
-    page.goto(talking.base + "/export")
+    page = visitor.open("/export")
     page.get_by_label("Name of the folder").fill("mine")
     page.get_by_text("There is a folder of this name; nothing is overwritten.").wait_for()
     assert page.get_by_role("button", name="Export").is_disabled()
