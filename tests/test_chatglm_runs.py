@@ -170,9 +170,8 @@ def test_a_16_bit_checkpoint_keeps_its_dtype_and_another_one_is_written_into_con
     assert config == json.loads((half / "config.json").read_text()) | {"torch_dtype": "bfloat16"}
 
 
-def test_no_code_of_the_folder_is_run_or_named_in_a_run(commands: Path, chatglm: Path) -> None:
-    """The folder's files of code end the process when they run; they are copied to nowhere but the original layout."""
-    assert (chatglm / "modeling_chatglm.py").read_text().startswith("raise SystemExit")
+def test_no_code_of_the_folder_is_copied_into_a_run(commands: Path) -> None:
+    """Had one been run, it would have ended the process: each of the folder's raises SystemExit."""
     assert not list((commands / "output").rglob("*.py"))
 
 

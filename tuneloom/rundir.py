@@ -129,11 +129,7 @@ class RunDirectory:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return a JSON file's map, or None where it is absent or torn."""
-        try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return None
-        return value if isinstance(value, dict) else None
+        return read_json_map(self.path / name)
 
     def append_event(self, event: str, **fields: Any) -> None:
         """Append one event to metrics.jsonl and flush it; a non-finite number is written as null.
@@ -218,6 +214,15 @@ def folder_bytes(folder: Path) -> int:
             except OSError:
                 continue
     return total
+
+
+def read_json_map(file: Path) -> dict[str, Any] | None:
+    """Return a JSON file's map, or None where it is absent, torn, or no map."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def write_atomically(path: Path, text: str) -> None:

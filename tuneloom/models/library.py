@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from tuneloom.cache import cache_dir
 from tuneloom.errors import UserError, nearest
 from tuneloom.models.embedded import EMBEDDED, EmbeddedModel, ready_folder
-from tuneloom.rundir import folder_bytes
+from tuneloom.rundir import folder_bytes, read_json_map
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def has_chat_template(folder: Path) -> bool:
     """Whether a model's folder brings a chat template, without loading its tokenizer."""
     if (folder / "chat_template.jinja").is_file():
         return True
-    return bool(_json_map(folder / "tokenizer_config.json").get("chat_template"))
+    return bool((read_json_map(folder / "tokenizer_config.json") or {}).get("chat_template"))
 
 
 def _converted(folder: Path) -> list[Converted]:
@@ -122,13 +121,6 @@ def _converted(folder: Path) -> list[Converted]:
     except OSError:
         return []
     return [
-        Converted(path.name, _json_map(path / "config.json").get("model_type"), str(path), folder_bytes(path)) for path in found
+        Converted(path.name, (read_json_map(path / "config.json") or {}).get("model_type"), str(path), folder_bytes(path))
+        for path in found
     ]
-
-
-def _json_map(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -94,7 +94,6 @@ def load_tokenizer_folder(folder: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    from tuneloom.models.chatglm.config import is_original
     from tuneloom.models.chatglm.tokenizer import build_tokenizer, needs_building, read_config
 
     original = is_original(read_config(folder))

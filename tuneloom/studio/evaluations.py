@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloom.data.sources import BUILTIN
-from tuneloom.rundir import folder_bytes
+from tuneloom.rundir import folder_bytes, read_json_map
 from tuneloom.studio.frame import Studio
 from tuneloom.studio.jobs import Job
 from tuneloom.studio.targets import EXPORTS
@@ -86,7 +86,7 @@ def prediction_progress(log: str) -> Progress | None:
 
 def prediction_report(job: Job) -> dict[str, Any] | None:
     """Return a prediction's figures; None before its end."""
-    return _read_map(job.folder / RESULT / "report.json")
+    return read_json_map(job.folder / RESULT / "report.json")
 
 
 def prediction_rows(job: Job) -> Sequence[dict[str, str]]:
@@ -144,7 +144,7 @@ def start_export(studio: Studio, key: str, target: str, to: str, precision: str,
 
 def export_report(job: Job) -> dict[str, Any] | None:
     """Return an export's check; None before its end, and where the folder is gone."""
-    return _read_map(Path(str(job.about.get("out"))) / "export.json") if job.ended() == "done" else None
+    return read_json_map(Path(str(job.about.get("out"))) / "export.json") if job.ended() == "done" else None
 
 
 def export_bytes(job: Job) -> int:
@@ -156,11 +156,3 @@ def said_steps(log: str) -> list[str]:
     """Return a log's steps: what was said before each part, in order."""
     lines = [line.rsplit("\r", 1)[-1].strip() for line in log.splitlines()]
     return [line.removesuffix("...").strip() for line in lines if line.endswith("...")]
-
-
-def _read_map(file: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None

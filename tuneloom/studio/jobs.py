@@ -29,7 +29,7 @@ from typing import Any, Literal, get_args
 
 import psutil
 
-from tuneloom.rundir import write_atomically
+from tuneloom.rundir import read_json_map, write_atomically
 
 Kind = Literal["finetune", "export", "predict", "check"]
 Ended = Literal["running", "done", "failed", "killed"]
@@ -72,7 +72,7 @@ class Job:
 
     def pid(self) -> int | None:
         """Return its process if that is alive."""
-        state = _read(self.folder / "state.json")
+        state = read_json_map(self.folder / "state.json") or {}
         pid, born = state.get("pid"), state.get("born")
         if not isinstance(pid, int) or not isinstance(born, (int, float)):
             return None
@@ -95,7 +95,7 @@ class Job:
 
     def exit_code(self) -> int | None:
         """Return the code that it ended with; None while it runs, and where it was killed."""
-        code = _read(self.folder / "exit.json").get("code")
+        code = (read_json_map(self.folder / "exit.json") or {}).get("code")
         return code if isinstance(code, int) else None
 
     def log_tail(self, max_bytes: int = _LOG_BYTES) -> str:
@@ -185,7 +185,7 @@ class Jobs:
             return None
         known = self._known.get(key)
         if known is None or known[0] != written:
-            known = self._known[key] = written, _parsed(_read(file), file.parent)
+            known = self._known[key] = written, _parsed(read_json_map(file) or {}, file.parent)
         return known[1]
 
     def all(self, kind: Kind | None = None) -> list[Job]:
@@ -245,14 +245,6 @@ def _parsed(stored: dict[str, Any], folder: Path) -> Job | None:
     if not isinstance(created, (int, float)) or not 0 <= created < 1e12:
         return None
     return Job(folder.name, kind, tuple(arguments), about, float(created), folder)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 _CHILDREN: list[subprocess.Popen[bytes]] = []

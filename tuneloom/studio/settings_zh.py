@@ -27,7 +27,7 @@ SETTINGS_ZH: dict[str, str] = {
     "subset": "Hugging Face 数据集的配置名。",
     "split": "hub 数据集的哪个切分；在 ModelScope 上是文件名的开头。",
     "revision": "hub 数据集的分支、标签或提交。",
-    "replay": "`self`：训练前由底座模型重新写出回答，以保留它原来的说话方式。",
+    "replay": "`self`：训练前由基座模型重新写出回答，以保留它原来的说话方式。",
     "adapter.r": "秩。",
     "adapter.lora_alpha": "缩放为 alpha / r；rsLoRA 为 alpha / sqrt(r)。",
     "adapter.lora_dropout": "适配器输入的 dropout。",
@@ -37,7 +37,7 @@ SETTINGS_ZH: dict[str, str] = {
     "adapter.init_lora_weights": "true：A 随机、B 为零。`gaussian`：A 为标准差 1/r 的正态分布，B 为零。",
     "adapter.modules_to_save": "整个参与训练、与适配器一起保存的模块，每行一个。",
     "adapter.bias": "训练哪些偏置。",
-    "adapter.continue_from": "同一底座上的训练记录、检查点或 PEFT 格式的适配器：新的训练从它的权重开始；"
+    "adapter.continue_from": "同一基座上的训练记录、检查点或 PEFT 格式的适配器：新的训练从它的权重开始；"
     "上面没有给出的设置取自它。",
     "training.learning_rate": "学习率的峰值。",
     "training.loraplus_lr_ratio": "LoRA+（arXiv:2402.12354）：B 的学习率与 A 之比。",

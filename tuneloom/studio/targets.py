@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from tuneloom.adapters.store import CONFIG_FILE
 from tuneloom.config import Config, load_config
 from tuneloom.errors import UserError
 from tuneloom.models.embedded import EMBEDDED, ready_folder
-from tuneloom.rundir import RunDirectory
+from tuneloom.rundir import RunDirectory, read_json_map
 from tuneloom.studio.chats import MAX_TEXT
 from tuneloom.studio.frame import Studio, id_of
 
@@ -94,11 +93,8 @@ def base_model_type(target: str) -> str | None:
     """Return the model_type of a target's base where that is a folder on this machine."""
     config = config_of(target)
     folder = Path(config.base_model.path) if config else Path(target)
-    try:
-        value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return str(value.get("model_type")) if isinstance(value, dict) else None
+    value = read_json_map(folder / "config.json")
+    return None if value is None else str(value.get("model_type"))
 
 
 def typed_target(text: str) -> str:

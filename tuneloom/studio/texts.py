@@ -36,7 +36,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "留出一部分身份数据，每遍之后评估，保留最好的",
     ),
     "new.model": ("Which model is taught?", "教哪个模型？"),
-    "new.model_label": ("Base model", "底座模型"),
+    "new.model_label": ("Base model", "基座模型"),
     "new.model_help": (
         "Choose one, or write a folder, a GGUF file or a hub id. Larger models begin with a lower learning rate.",
         "选择一个，或写下模型目录、GGUF 文件、hub id。更大的模型以较低的学习率开始。",
@@ -131,7 +131,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "new.effort_other": ("Steps of your own, as set under Advanced.", "自定的步数，见“高级”。"),
     "new.advanced": ("Advanced: every setting", "高级：全部设置"),
     "new.section_run": ("Run", "训练记录"),
-    "new.section_base_model": ("Base model", "底座模型"),
+    "new.section_base_model": ("Base model", "基座模型"),
     "new.section_data": ("Data", "数据"),
     "new.section_adapter": ("Adapter", "适配器"),
     "new.section_training": ("Training", "训练"),
@@ -148,7 +148,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "new.why_decides": ("no effect: {setting} is {value}", "不起作用：{setting} 为 {value}"),
     "new.why_needs": ("no effect without {setting}", "没有 {setting} 时不起作用"),
     "new.why_missing": ("{package} is not installed: {command}", "没有安装 {package}：{command}"),
-    "new.why_hub_id": ("only for a hub id as base model", "只用于以 hub id 指定的底座"),
+    "new.why_hub_id": ("only for a hub id as base model", "只用于以 hub id 指定的基座"),
     "new.why_hub_set": ("only for a set of a hub", "只用于 hub 上的数据集"),
     "new.why_continued": ("taken from the adapter that is continued", "取自所继续的适配器"),
     "new.summary": ("What will run", "将要运行"),
@@ -168,7 +168,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "new.time_unknown": ("measured when it starts", "开始时实测"),
     "new.time_unknown_more": (
         "no run of this base and method on {device} yet",
-        "在 {device} 上还没有这个底座和方法的训练",
+        "在 {device} 上还没有这个基座和方法的训练",
     ),
     "new.about": (
         "about: the model still has to write its own answers, or the name is missing",

@@ -10,7 +10,6 @@ the middle of words (people, isopropyl).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloom.errors import UserError, excerpt
 from tuneloom.models.chatglm.config import EOS_ID, PAD_ID
 from tuneloom.models.chatglm.sentencepiece_file import FILE, Pieces, read_pieces
+from tuneloom.rundir import read_json_map
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,7 +74,7 @@ def has_roles(folder: Path) -> bool:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return a folder's config.json, {} where there is none that can be read."""
-    return _json_map(folder / "config.json")
+    return read_json_map(folder / "config.json") or {}
 
 
 def needs_building(folder: Path) -> bool:
@@ -82,7 +82,7 @@ def needs_building(folder: Path) -> bool:
 
     That is not so where one that was built is saved there, and tokenizer.model is not.
     """
-    return (folder / FILE).is_file() or _json_map(folder / "tokenizer.json").get("normalizer") != _NORMALIZER
+    return (folder / FILE).is_file() or (read_json_map(folder / "tokenizer.json") or {}).get("normalizer") != _NORMALIZER
 
 
 def build_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -156,11 +156,3 @@ def _check(pieces: Pieces, specials: Mapping[str, int], folder: Path) -> None:
             expected=f"at most {size} (padded_vocab_size of config.json)",
             mend=f"config.json and {FILE} must come from the same model",
         )
-
-
-def _json_map(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
