@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tuneloom.models.embedded import SMOLLM2, embedded_folder
 from tuneloom.rundir import RunDirectory
 from tuneloom.runs import summarise
 from tuneloom.studio.drafts import Draft, Drafts
@@ -27,7 +28,11 @@ LONG = 420_000
 
 @pytest.fixture
 def real_studio(make_studio: Callable[..., RunningStudio]) -> RunningStudio:
-    """A studio whose form asks for a few steps of the persona recipe without the part that the base writes itself."""
+    """A studio whose form asks for a few steps of the persona recipe without the part that the base writes itself.
+
+    The model is on the machine already: the page counts no steps of one that is still to be fetched.
+    """
+    embedded_folder(SMOLLM2.name, lambda _: None)
     studio = make_studio(environment={"HF_HUB_OFFLINE": "1", "TUNELOOM_CACHE": os.environ["TUNELOOM_CACHE"]})
     values = new_values()
     for key, value in {
