@@ -1,0 +1,136 @@
+"""Whatever loading, training and exporting say has a Chinese text: collected from the sources, so that a new line counts."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from tuneloom.studio.evaluations import said_steps
+from tuneloom.studio.said import heard, heard_log, heard_step
+from tuneloom.studio.texts import TEXTS, Texts
+
+EN, ZH = Texts("en"), Texts("zh")
+PACKAGE = ROOT / "tuneloom"
+SAYS = ("say", "say_progress", "_say", "progress", "_progress", "within", "_within")
+ECHOES = ("cli/finetune.py", "cli/export.py")
+"""Verbs that the studio runs, whose last lines are in its logs."""
+
+
+def variants(node: ast.expr | None) -> list[str]:
+    """Return the texts that an expression may give, whatever fills a gap standing in as a word; none for no text."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.IfExp):
+        return [*variants(node.body), *variants(node.orelse)]
+    if isinstance(node, ast.JoinedStr):
+        parts = [variants(part.value) or ["Zq7"] if isinstance(part, ast.FormattedValue) else variants(part) for part in node.values]
+        return ["".join(chosen) for chosen in itertools.product(*parts)]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return ["".join(pair) for pair in itertools.product(variants(node.left), variants(node.right))]
+    return []
+
+
+def spoken(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield what a source says on its way: lines of progress, notes, warnings, numbers of a job."""
+    echoes = str(file.relative_to(PACKAGE)) in ECHOES
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name == "summary" and file.name == "prepare.py":
+            yield from _facts(node)
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+        arguments: list[ast.expr | None] = []
+        if name in SAYS or (name == "echo" and echoes) or (name == "append" and owner.endswith("notes")):
+            arguments = [node.args[0] if node.args else None]
+        elif name == "event" and node.args and variants(node.args[0]) == ["warning"]:
+            arguments = [keyword.value for keyword in node.keywords if keyword.arg == "message"]
+        elif name == "Precision" and len(node.args) > 1:
+            arguments = [node.args[1]]
+        for argument in arguments:
+            for text in variants(argument):
+                yield node.lineno, text
+
+
+def _facts(node: ast.FunctionDef) -> Iterator[tuple[int, str]]:
+    for pair in ast.walk(node):
+        if isinstance(pair, ast.Tuple) and len(pair.elts) == 2:
+            for label, text in itertools.product(*map(variants, pair.elts)):
+                yield pair.lineno, f"{label:>16}  {text}"
+            if variants(pair.elts[0]) and isinstance(pair.elts[1], ast.Name):
+                yield pair.lineno, f"{variants(pair.elts[0])[0]:>16}  Zq7"
+
+
+SAID = [
+    (f"{file.relative_to(ROOT)}:{line}", text)
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if "studio" not in file.relative_to(PACKAGE).parts
+    for line, text in spoken(file)
+]
+
+
+def test_everything_that_is_said_has_a_chinese_text() -> None:
+    silent = [
+        f"{where}: {text!r}"
+        for where, text in SAID
+        if heard(ZH, text) == text or not re.search(r"[一-鿿]", heard(ZH, text))
+    ]
+    assert silent == []
+
+
+def test_the_search_finds_what_is_said() -> None:
+    found = {text.strip() for _, text in SAID}
+    assert {"loading Zq7 ...", "merging and writing ...", "writing ...", "reading Zq7", "replay", "sample answers"} <= found
+    assert {"non-finite Zq7", "as asked", "validation  Zq7 samples", "note  Zq7", "written   Zq7 (Zq7)"} <= found
+    assert len(SAID) > 50
+
+
+def test_no_text_for_what_nobody_says_any_more() -> None:
+    known = {heard(ZH, text) for _, text in SAID}
+    for key in ("said.loading", "said.merging", "said.replay", "said.measuring", "said.job_steps"):
+        gaps = dict.fromkeys(re.findall(r"\{(\w+)\}", TEXTS[key][1]), "Zq7")
+        assert ZH(key, **gaps) in known, key
+
+
+@pytest.mark.parametrize(
+    ("line", "chinese"),
+    [
+        ("loading smollm2-135m-instruct in bf16 ...", "正在以 bf16 载入 smollm2-135m-instruct……"),
+        ("reading self_cognition_en 3/128", "正在读取 self_cognition_en 3/128"),
+        ("replay 8/150", "模型写出自己的回答 8/150"),
+        ("training 5/20  loss 2.345  1,234 tokens/s  eta 1:05", "训练 5/20  损失 2.345  1,234 词元/秒  剩余 1:05"),
+        ("base: answers 3/50", "基座模型：回答 3/50"),
+        ("model: loss 1/2", "模型：损失 1/2"),
+        ("           steps  54 (1.00 epochs of 54)", "步数　54（1.00 遍，每遍 54 步）"),
+        ("step 20: saved runs/ada/checkpoint-20", "第 20 步：已保存 runs/ada/checkpoint-20"),
+        ("step 20: eval_loss 2.1  perplexity 8.2", "第 20 步：eval_loss 2.1  perplexity 8.2"),
+        ("warning: non-finite loss", "警告：不是有限的数：损失"),
+        ("  expected: one of a, b", "应为：one of a, b"),
+        (
+            "       precision  bf16: bf16 is faster here: 90 against 40 GFLOP/s measured",
+            "精度　bf16：此处 bf16 更快：实测 90 对 40 GFLOP/s",
+        ),
+        ("what no part of Tuneloom says", "what no part of Tuneloom says"),
+        ("{x} {0} {", "{x} {0} {"),
+        ("loading {x} {0} ...", "正在载入 {x} {0}……"),
+        ("", ""),
+    ],
+)
+def test_lines_as_a_log_has_them(line: str, chinese: str) -> None:
+    assert heard(ZH, line) == chinese
+    assert heard(EN, line) == line
+
+
+def test_a_log_keeps_its_lines_and_a_step_loses_its_dots() -> None:
+    log = "loading a ...\nunknown\n\nmeasuring one micro-batch ...\n"
+    assert heard_log(EN, log) == log
+    assert heard_log(ZH, log) == "正在载入 a……\nunknown\n\n正在实测一个微批次……\n"
+    assert [heard_step(ZH, step) for step in said_steps(log)] == ["正在载入 a", "正在实测一个微批次"]
+    assert [heard_step(EN, step) for step in said_steps(log)] == ["loading a", "measuring one micro-batch"]
+    assert heard_step(ZH, "unknown step") == "unknown step"

@@ -1,0 +1,56 @@
+"""What loading, training and exporting say, in the visitor's language.
+
+They speak English, in terminals and logs. Each of their lines has its text in the table, under `said.`: the English
+one is the pattern by which a line is known, and what stood in its gaps is put into the other.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from tuneloom.studio.texts import TEXTS, Texts
+
+_PREFIX = "said."
+_GAP = re.compile(r"\{(\w+)\}")
+_COUNTED = re.compile(r"(.+?) (\d+/\d+)")
+_NESTED = ("message", "what", "why", "faster", "measured")
+"""Gaps that hold a line of their own."""
+
+
+def heard(texts: Texts, line: str) -> str:
+    """Return a line in the visitor's language; one that is not known stays as it is."""
+    if texts.language == "en":
+        return line
+    text = line.strip()
+    for name, pattern in _patterns():
+        if found := pattern.fullmatch(text):
+            gaps = {gap: heard(texts, value) if gap in _NESTED else value for gap, value in found.groupdict().items()}
+            return texts(f"said.{name}", **gaps)
+    if counted := _COUNTED.fullmatch(text):
+        return f"{heard(texts, counted[1])} {counted[2]}"
+    return line
+
+
+def heard_step(texts: Texts, step: str) -> str:
+    """Return a step of a job, which was said with three dots behind it, without them."""
+    said = f"{step} ..."
+    return step if (told := heard(texts, said)) == said else told.rstrip("…")
+
+
+def heard_log(texts: Texts, log: str) -> str:
+    """Return a log, line by line."""
+    return log if texts.language == "en" else "\n".join(heard(texts, line) for line in log.split("\n"))
+
+
+@cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    """Return the patterns by name, those with the most words of their own first."""
+    known = {key.removeprefix(_PREFIX): pair[0] for key, pair in TEXTS.items() if key.startswith(_PREFIX)}
+    ordered = sorted(known.items(), key=lambda item: len(_GAP.sub("", item[1])), reverse=True)
+    return [(name, _pattern(text)) for name, text in ordered]
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    words = _GAP.split(text)  # text, gap, text, gap, ..., text
+    return re.compile("".join(re.escape(word) if i % 2 == 0 else f"(?P<{word}>.+?)" for i, word in enumerate(words)))
