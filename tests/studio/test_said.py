@@ -75,6 +75,41 @@ SAID = [
 ]
 
 
+FAULTS = ("reason", "mend", "_MEND_BLANK", "_MEND_REWRITTEN", "_NUL")
+"""Names that faults of rows and their mends are kept under before they are raised."""
+
+
+def faults(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield what a source says of rows: reasons, mends, repairs."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        found: list[ast.expr] = []
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RowError":
+            found = node.args[2:4]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "repairs.append":
+            found = node.args
+        elif isinstance(node, ast.Assign) and any(getattr(target, "id", "") in FAULTS for target in node.targets):
+            found = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+        for part in found:
+            for text in variants(part):
+                yield node.lineno, text
+
+
+ROWS = [
+    (f"{file.relative_to(ROOT)}:{line}", text)
+    for file in sorted((PACKAGE / "data").glob("*.py"))
+    if file.name != "report.py"  # which tells leaks, not faults
+    for line, text in faults(file)
+]
+
+
+def test_every_fault_of_a_row_and_its_mend_has_a_chinese_text() -> None:
+    assert len(ROWS) > 90
+    assert [f"{where}: {text!r}" for where, text in ROWS if not re.search(r"[一-鿿]", heard(ZH, text, "row"))] == []
+    assert heard(ZH, "not a list of messages", "row") == "不是消息列表"
+    assert heard(ZH, "write [{role, content}, ...]", "row") == "应写成 [{role, content}, ...]"
+    assert heard(EN, "not JSON", "row") == "not JSON"
+
+
 def test_everything_that_is_said_has_a_chinese_text() -> None:
     silent = [
         f"{where}: {text!r}"

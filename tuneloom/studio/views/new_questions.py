@@ -14,6 +14,7 @@ from tuneloom.models.embedded import EMBEDDED, ready_folder
 from tuneloom.studio import questions
 from tuneloom.studio.drafts import MAX_UPLOAD_BYTES
 from tuneloom.studio.forms import get
+from tuneloom.studio.said import heard
 from tuneloom.studio.views.new_form import Form, facts, suggest
 
 _BASES_SHOWN = 4
@@ -299,16 +300,18 @@ def _problems(form: Form, found: dict[str, Any]) -> None:
     listed = found["problems"]
     reasons = {**found["dropped_by_reason"], **found["repaired_by_reason"]}
     ui.label(
-        texts("new.report_problems") + ": " + ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
+        texts("new.report_problems")
+        + ": "
+        + ", ".join(f"{count} × {heard(texts, reason, 'row')}" for reason, count in reasons.items())
     ).classes("label")
     with ui.element("div").classes("new-problems").props('tabindex="0"').props(f'aria-label="{texts("new.report_problems")}"'):
         for problem in listed:
             with ui.element("div").classes("line small").style("gap:8px"):
                 ui.label(f"{PurePath(problem['file']).name}:{problem['line']}").classes("key")
-                ui.label(f"{problem['field']}: {problem['reason']}")
+                ui.label(f"{problem['field']}: {heard(texts, problem['reason'], 'row')}")
                 if problem["action"] == "dropped":
                     got = texts("new.report_got", value=problem["value"])
-                    ui.label(f"{got}; {problem['mend']}").classes("muted")
+                    ui.label(f"{got}; {heard(texts, problem['mend'], 'row')}").classes("muted")
 
 
 def _chat(form: Form, messages: list[dict[str, str]]) -> None:
