@@ -65,9 +65,7 @@ def test_the_base_is_loaded_once_for_both_sides(
     both = json.loads((tmp_path / "both" / "report.json").read_text(encoding="utf-8"))
     settings: dict[str, object] = {"generation.max_new_tokens": 2}
     for side in ("base", "model"):
-        alone = api.evaluate(
-            finished_run, rows_file, base=side == "base", max_rows=2, answers=True, overrides=settings
-        )
+        alone = api.evaluate(finished_run, rows_file, base=side == "base", max_rows=2, answers=True, overrides=settings)
         assert both[side] == {"loss": alone.loss, "perplexity": alone.perplexity, "scores": alone.scores}
 
 

@@ -472,7 +472,7 @@ def evaluate_sides(  # noqa: PLR0913 as `evaluate`
     return results
 
 
-def _measured(  # noqa: PLR0913 what is measured, and on what
+def _measured(
     model: PreTrainedModel,
     renderer: Renderer,
     samples: Sequence[Sample],

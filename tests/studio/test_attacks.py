@@ -304,9 +304,7 @@ HEAD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="big.jsonl
 LARGEST_BODY = 600 << 20
 
 
-def test_a_file_that_is_too_large_is_not_taken_and_the_page_says_so(
-    upload_address: tuple[Visit, str], tmp_path: Path
-) -> None:
+def test_a_file_that_is_too_large_is_not_taken_and_the_page_says_so(upload_address: tuple[Visit, str], tmp_path: Path) -> None:
     visitor, place = upload_address
     refused = attack(visitor, place, [f"Content-Length: {LARGEST_BODY + 1}"], iter([HEAD, b"x" * 65536]))
     assert refused.startswith("HTTP/1.1 413 ")

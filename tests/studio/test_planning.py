@@ -33,10 +33,9 @@ def test_an_idle_planner_is_let_go_and_a_new_one_comes_when_it_is_asked(tmp_path
     first = planning.pid
     assert first is not None
     end = time.monotonic() + 60
-    while planning.pid is not None:
+    while planning.pid is not None or psutil.pid_exists(first):
         assert time.monotonic() < end
         time.sleep(0.02)
-    assert not psutil.pid_exists(first)
     assert answered(planning)["key"] == "training.learning_rate"
     assert planning.pid not in (None, first)
 

@@ -29,7 +29,9 @@ def variants(node: ast.expr | None) -> list[str]:
     if isinstance(node, ast.IfExp):
         return [*variants(node.body), *variants(node.orelse)]
     if isinstance(node, ast.JoinedStr):
-        parts = [variants(part.value) or ["Zq7"] if isinstance(part, ast.FormattedValue) else variants(part) for part in node.values]
+        parts = [
+            variants(part.value) or ["Zq7"] if isinstance(part, ast.FormattedValue) else variants(part) for part in node.values
+        ]
         return ["".join(chosen) for chosen in itertools.product(*parts)]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return ["".join(pair) for pair in itertools.product(variants(node.left), variants(node.right))]
@@ -112,9 +114,7 @@ def test_every_fault_of_a_row_and_its_mend_has_a_chinese_text() -> None:
 
 def test_everything_that_is_said_has_a_chinese_text() -> None:
     silent = [
-        f"{where}: {text!r}"
-        for where, text in SAID
-        if heard(ZH, text) == text or not re.search(r"[一-鿿]", heard(ZH, text))
+        f"{where}: {text!r}" for where, text in SAID if heard(ZH, text) == text or not re.search(r"[一-鿿]", heard(ZH, text))
     ]
     assert silent == []
 

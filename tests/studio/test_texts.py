@@ -104,6 +104,7 @@ def test_the_studio_imports_no_engine() -> None:
     found = {name.partition(".")[0] for name in done.stdout.split()}
     assert {"tuneloom", "nicegui"} <= found
     assert not found & {"torch", "transformers", "peft", "accelerate", "matplotlib", "pandas"}
+    assert not found & {"aiohttp", "requests"}, "clients, which a server never uses, are a quarter of its start"
 
 
 FORBIDDEN = {

@@ -60,11 +60,12 @@ def evaluate(
         )
     begun = time.monotonic()
 
+    sides: tuple[Side, ...] = ("base", "model") if compare else ("model",)
     say_progress(f"loading {target} ...")
     results = api.evaluate_sides(
         target,
         data,
-        sides=("base", "model") if compare else ("model",),
+        sides=sides,
         answers=not loss_only,
         max_rows=max_rows,
         overrides=overrides,

@@ -53,10 +53,10 @@ def heard_log(texts: Texts, log: str) -> str:
 
 @cache
 def _patterns(about: About) -> list[tuple[str, re.Pattern[str]]]:
-    """Return the patterns by name, those with the most words of their own first."""
+    """Return the patterns by name: those that begin with words of their own first, and of these those with the most."""
     prefix = f"{about}."
     known = {key.removeprefix(prefix): pair[0] for key, pair in TEXTS.items() if key.startswith(prefix)}
-    ordered = sorted(known.items(), key=lambda item: len(_GAP.sub("", item[1])), reverse=True)
+    ordered = sorted(known.items(), key=lambda item: (item[1].startswith("{"), -len(_GAP.sub("", item[1]))))
     return [(name, _pattern(text)) for name, text in ordered]
 
 

@@ -87,7 +87,7 @@ class RunTail:
     def unread_bytes(self) -> int:
         """Return how much the next update reads, 0 where there is no file."""
         try:
-            found = os.stat(self.run.metrics)
+            found = self.run.metrics.stat()
         except FileNotFoundError:
             return 0
         replaced = self._seen is None or found.st_ino != self._seen[0] or found.st_size < self._offset

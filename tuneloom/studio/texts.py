@@ -373,7 +373,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "said.looking": ("looking for {repo} on the hub ...", "正在 hub 上查找 {repo}……"),
     "said.not_done": ("the run is not done; using {checkpoint}", "训练尚未完成，使用 {checkpoint}"),
     "said.measuring": ("measuring one micro-batch ...", "正在实测一个微批次……"),
-    "said.as_begun": ("{setting}: {planned}, as the run began, not {wanted}", "{setting}：沿用开始时的 {planned}，而非 {wanted}"),
+    "said.as_begun": (
+        "{setting}: {planned}, as the run began, not {wanted}",
+        "{setting}：沿用开始时的 {planned}，而非 {wanted}",
+    ),
     "said.override": ("override: {setting}: {change}", "改用新设置：{setting}：{change}"),
     "said.set_aside": (
         "the settings and later checkpoints from before are kept in {folder}",
@@ -443,10 +446,16 @@ TEXTS: dict[str, tuple[str, str]] = {
     "said.gpu_bf16": ("the GPU has bf16", "GPU 支持 bf16"),
     "said.gpu_no_bf16": ("the GPU has no bf16", "GPU 不支持 bf16"),
     "said.gpu_lacks": ("asked for bf16, which this GPU lacks", "设置为 bf16，但此 GPU 不支持"),
-    "said.bf16": ("bf16 is {faster} here: {measured}", "此处 bf16 {faster}：{measured}"),
+    "said.bf16": (
+        "bf16 is {faster} here: {measured}",
+        "此处 bf16 {faster}：{measured}",
+    ),
     "said.faster": ("faster", "更快"),
     "said.no_faster": ("no faster", "并不更快"),
-    "said.fp16_gpus": ("asked for fp16, which trains on GPUs only; {measured}", "设置为 fp16，但它只能在 GPU 上训练；{measured}"),
+    "said.fp16_gpus": (
+        "asked for fp16, which trains on GPUs only; {measured}",
+        "设置为 fp16，但它只能在 GPU 上训练；{measured}",
+    ),
     "said.measured": ("{bf16} against {fp32} GFLOP/s measured", "实测 {bf16} 对 {fp32} GFLOP/s"),
     "said.job_rows": (
         "rows  {read} read, {repaired} repaired, {dropped} dropped",
@@ -585,7 +594,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "row.add_output": ("add {name}, or map your column to it", "加上 {name}，或把你的列对应到它"),
     "row.add_answer": ("add an assistant message", "加上一条助手消息"),
     "row.add_both": ("add a question and its answer", "加上提问和回答"),
-    "row.use_role": ("use one of {roles}, or name yours in `roles` of the source", "使用 {roles} 之一，或在来源的 `roles` 中注明"),
+    "row.use_role": (
+        "use one of {roles}, or name yours in `roles` of the source",
+        "使用 {roles} 之一，或在来源的 `roles` 中注明",
+    ),
     "row.assistants": ("make it the assistant's", "改为由助手发出"),
     "row.use_weight": ("use 0 or 1", "使用 0 或 1"),
     "row.leave_one": ("leave one answer at weight 1", "至少保留一个权重为 1 的回答"),

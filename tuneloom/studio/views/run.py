@@ -375,7 +375,9 @@ def _job_page(studio: Studio, request: Request, job_id: str) -> None:
             ended = job.ended()
             phase.show({"running": "preparing", "killed": "dead"}.get(ended, ended))
             stop.set_visibility(ended == "running")
-            words.show((heard_log(texts, job.last_words()) or texts("run.dead_note")) if ended in ("failed", "killed") else None)
+            words.show(
+                (heard_log(texts, job.last_words()) or texts("run.dead_note")) if ended in ("failed", "killed") else None
+            )
             log.set_text(heard_log(texts, job.log_tail()) or texts("run.starting"))
 
         timer = ui.timer(_POLL_SECONDS, tick, immediate=False)
