@@ -65,12 +65,13 @@ class RowShape:
         for turns in TURN_COLUMNS:
             if named.get(turns) is not None:
                 decoded = _from_json(named[turns], turns)
-                named[turns] = [self._turn(turn) for turn in decoded] if isinstance(decoded, list) else decoded
+                renames = self.roles or any(key in self.columns for key in _MESSAGE_KEYS)
+                named[turns] = [self._turn(turn) for turn in decoded] if renames and isinstance(decoded, list) else decoded
                 break
         return named
 
     def _turn(self, turn: object) -> object:
-        if not isinstance(turn, dict) or not (self.roles or self.columns.keys() & set(_MESSAGE_KEYS)):
+        if not isinstance(turn, dict):
             return turn
         keys = {theirs: ours for ours, theirs in self.columns.items() if ours in _MESSAGE_KEYS}
         turn = {keys.get(key, key): value for key, value in turn.items()}
