@@ -208,6 +208,14 @@ def test_no_text_for_what_nobody_says_any_more() -> None:
             "       precision  bf16: bf16 is faster here: 90 against 40 GFLOP/s measured",
             "精度　bf16：此处 bf16 更快：实测 90 对 40 GFLOP/s",
         ),
+        (
+            "interrupted by SIGTERM; kept: checkpoint-7, of the last whole step",
+            "被 SIGTERM 中断；已保留：checkpoint-7，即最后完成的一步",
+        ),
+        (
+            "step 9: the loss is not finite; training stopped before the update",
+            "第 9 步：损失不是有限的数；已在更新之前停止训练",
+        ),
         ("what no part of Tuneloom says", "what no part of Tuneloom says"),
         ("{x} {0} {", "{x} {0} {"),
         ("loading {x} {0} ...", "正在载入 {x} {0}……"),

@@ -262,7 +262,7 @@ def _own_source(form: Form, path: str, answer: dict[str, Any] | None) -> None:
         elif "absent" in answer:
             ui.label(texts("new.absent", what=answer["absent"])).classes("small muted")
         else:
-            ui.label(texts("new.fault", reason=answer.get("fault", "?"))).classes("small bad")
+            ui.label(texts("new.fault", reason=heard(texts, answer.get("fault", "?")))).classes("small bad")
 
 
 def _share(answer: dict[str, Any] | None) -> str:
