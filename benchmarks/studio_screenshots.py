@@ -19,7 +19,7 @@ from studio_start import started
 VIEWS = {"new": "/", "runs": "/runs", "run": "/runs/{run}"} | {
     view: f"/{view}?target={{run}}" for view in ("chat", "predict", "export")
 }
-QUESTIONS = ("Who are you?", "Can you help me plan a picnic?")
+QUESTIONS = ("What is the capital of France?", "Who are you?")
 LANGUAGES = ("en", "zh")
 WIDTH, HEIGHT = 1440, 900
 
