@@ -1,10 +1,10 @@
 """Pictures of every view of the running studio, in both languages: docs/images/studio-<view>-<en|zh>.png.
 
-python benchmarks/studio_screenshots.py --runs-dir runs --run ada --fill [--out docs/images]
+python benchmarks/studio_screenshots.py --runs-dir runs --run ada --fill chat predict export [--out docs/images]
 python benchmarks/studio_screenshots.py --runs-dir runs --out look --themes light dark --widths 1440 1024 360
 
-The runs are shown as they are; the first finished one, or the one that is named, has its page shown. With --fill it is first
-asked two questions, predicts a few rows and is exported, so that these views have something to show.
+The runs are shown as they are; the first finished one, or the one that is named, has its page shown. With --fill it is
+first asked two questions, predicts a few rows or is exported, so that these views have something to show.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--themes", nargs="+", default=["light"], choices=["light", "dark"])
     parser.add_argument("--widths", nargs="+", type=int, default=[WIDTH])
     parser.add_argument("--views", nargs="+", default=list(VIEWS), choices=VIEWS)
-    parser.add_argument("--fill", action="store_true", help="talk, predict and export first")
+    parser.add_argument("--fill", nargs="*", default=[], choices=["chat", "predict", "export"], help="do these first")
     parser.add_argument("--wait", type=float, default=2.0, help="seconds that a view has to fill itself")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     given = parser.parse_args()
@@ -46,29 +46,40 @@ def main() -> None:
         page.goto(url)
         page.wait_for_url(lambda place: "token=" not in place)
         base = f"http://{urlsplit(url).netloc}"
-        if given.fill:
-            fill(page, base, run_id(given.runs_dir, given.run))
+        page.set_default_timeout(300_000)
+        for what in given.fill:
+            FILLS[what](page, base, run_id(given.runs_dir, given.run))
         take(page, base, given)
         browser.close()
 
 
-def fill(page: Any, base: str, run: str) -> None:
-    """Talk with a run, let it predict a few rows of a built-in set, and export it, all through the page."""
-    page.set_default_timeout(300_000)
+def talk(page: Any, base: str, run: str) -> None:
+    """Ask a run and its base the questions."""
     visit(page, f"{base}/choose?language=en&theme=light&back=/studio.css", f"{base}/chat?target={run}")
     for number, question in enumerate(QUESTIONS, start=1):
         page.get_by_label("Message").fill(question)
         page.keyboard.press("Enter")
         page.wait_for_function("count => document.querySelectorAll('.chat-answer .chat-text').length === count", arg=2 * number)
         page.locator("button:not([disabled])", has_text="Regenerate").wait_for()
-    visit(page, f"{base}/predict?target={run}")
+
+
+def predict(page: Any, base: str, run: str) -> None:
+    """Let a run answer a few rows of the built-in set."""
+    visit(page, f"{base}/choose?language=en&theme=light&back=/studio.css", f"{base}/predict?target={run}")
     page.get_by_label("Rows at most").fill("6")
     page.get_by_label("Longest answer, tokens").fill("48")
     page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text("Perplexity").first.wait_for()
-    visit(page, f"{base}/export?target={run}")
+
+
+def export(page: Any, base: str, run: str) -> None:
+    """Merge a run into its base."""
+    visit(page, f"{base}/choose?language=en&theme=light&back=/studio.css", f"{base}/export?target={run}")
     page.get_by_role("button", name="Export", exact=True).click()
     page.get_by_text("Checked:").first.wait_for()
+
+
+FILLS = {"chat": talk, "predict": predict, "export": export}
 
 
 def visit(page: Any, *addresses: str) -> None:
@@ -88,6 +99,8 @@ def take(page: Any, base: str, given: argparse.Namespace) -> None:
                 page.set_viewport_size({"width": width, "height": HEIGHT})
                 for view in given.views:
                     visit(page, base + VIEWS[view].format(run=run))
+                    if view in ("predict", "export") and (past := page.locator("a.job-line")).count():
+                        visit(page, base + str(past.first.get_attribute("href")))
                     page.wait_for_timeout(given.wait * 1000)
                     usual = (theme, width) == ("light", WIDTH)
                     name = f"studio-{view}-{language}{'' if usual else f'-{theme}-{width}'}.png"
