@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from tuneloom.config.load import parse_config
+from tuneloom.errors import UserError
 from tuneloom.studio.evaluations import said_steps
-from tuneloom.studio.said import heard, heard_log, heard_step
+from tuneloom.studio.said import heard, heard_log, heard_mistake, heard_step
 from tuneloom.studio.texts import TEXTS, Texts
 
 EN, ZH = Texts("en"), Texts("zh")
@@ -112,6 +114,61 @@ def test_every_fault_of_a_row_and_its_mend_has_a_chinese_text() -> None:
     assert heard(EN, "not JSON", "row") == "not JSON"
 
 
+def mistakes(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield what a source says of a user's mistakes: what is wrong, what was got and expected where that is words, the mend."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or getattr(node.func, "id", "") not in ("UserError", "ValueError"):
+            continue
+        told = [keyword.value for keyword in node.keywords if keyword.arg in ("got", "expected", "mend")]
+        for part in (*node.args[:1], *told):
+            for text in variants(part):
+                if re.search(r"[a-z]{2} [a-z`]{2}", text) and text[0] != "{":  # words: no name, no figure, no shape
+                    yield node.lineno, text
+
+
+MISTAKES = [
+    (f"{file.relative_to(ROOT)}:{line}", text)
+    for place in ("data/*.py", "config/load.py", "config/schema.py", "models/*.py", "rundir.py", "errors.py", "cache.py")
+    for file in sorted(PACKAGE.glob(place))
+    for line, text in mistakes(file)
+]
+
+
+def test_every_mistake_that_a_page_shows_has_a_chinese_text() -> None:
+    assert len(MISTAKES) > 150
+    silent = [f"{where}: {text!r}" for where, text in MISTAKES if not re.search(r"[一-鿿]", heard(ZH, text, "wrong"))]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("values", "chinese"),
+    [
+        ({"adapter": {"r": 0}}, ("`adapter.r` 的值不对", "0", "应大于 0")),
+        ({"adapter": {"r": "many"}}, ("`adapter.r` 的值不对", "'many'", "应为整数")),
+        ({"adapter": {"r": 1.5}}, ("`adapter.r` 的值不对", "1.5", "应为整数，不能有小数部分")),
+        ({"adapter": {"rr": 1}}, ("未知的设置 `rr`", None, None)),
+        ({"training": {"learning_rate": "x"}}, ("`training.learning_rate` 的值不对", "'x'", "应为数字")),
+        ({"training": {"optim": "sgd"}}, ("`training.optim` 的值不对", "'sgd'", "应为 'adamw_torch' or 'adamw_torch_fused'")),
+        ({"adapter": {"use_dora": "perhaps"}}, ("`adapter.use_dora` 的值不对", "'perhaps'", "应为 true 或 false")),
+        ({"data": {"train": [{"path": ""}]}}, ("`data.train[0].path` 的值不对", "''", "不能为空（至少 1 个字符）")),
+        ({"data": {"train": [{}]}}, ("`data.train[0].path` 的值不对", None, "必须填写")),
+    ],
+)
+def test_wrong_values_are_told_in_chinese(values: dict[str, object], chinese: tuple[str | None, ...]) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_config(values)
+    told = heard_mistake(ZH, raised.value)
+    assert (told.what, told.got, told.expected) == chinese
+    assert str(heard_mistake(EN, raised.value)) == str(raised.value)
+
+
+def test_a_mistake_in_a_log_is_told_in_chinese() -> None:
+    error = UserError("data not found", where="a.json", expected="a YAML file", mend="did you mean `b.json`?")
+    assert heard_log(ZH, f"tuneloom: {error}") == (
+        "tuneloom：找不到数据\n位置：a.json\n应为：YAML 文件\n解决：是否想写 `b.json`？"
+    )
+
+
 def test_everything_that_is_said_has_a_chinese_text() -> None:
     silent = [
         f"{where}: {text!r}" for where, text in SAID if heard(ZH, text) == text or not re.search(r"[一-鿿]", heard(ZH, text))
@@ -146,10 +203,18 @@ def test_no_text_for_what_nobody_says_any_more() -> None:
         ("step 20: saved runs/ada/checkpoint-20", "第 20 步：已保存 runs/ada/checkpoint-20"),
         ("step 20: eval_loss 2.1  perplexity 8.2", "第 20 步：eval_loss 2.1  perplexity 8.2"),
         ("warning: non-finite loss", "警告：不是有限的数：损失"),
-        ("  expected: one of a, b", "应为：one of a, b"),
+        ("  expected: one of a, b", "应为：a, b 之一"),
         (
             "       precision  bf16: bf16 is faster here: 90 against 40 GFLOP/s measured",
             "精度　bf16：此处 bf16 更快：实测 90 对 40 GFLOP/s",
+        ),
+        (
+            "interrupted by SIGTERM; kept: checkpoint-7, of the last whole step",
+            "被 SIGTERM 中断；已保留：checkpoint-7，即最后完成的一步",
+        ),
+        (
+            "step 9: the loss is not finite; training stopped before the update",
+            "第 9 步：损失不是有限的数；已在更新之前停止训练",
         ),
         ("what no part of Tuneloom says", "what no part of Tuneloom says"),
         ("{x} {0} {", "{x} {0} {"),

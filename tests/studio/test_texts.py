@@ -17,7 +17,9 @@ from tuneloom.rundir import END_PHASES
 from tuneloom.runs import DEAD, UNKNOWN
 from tuneloom.studio.texts import LANGUAGES, TEXTS, Texts
 
-SOURCES = sorted(file for file in (ROOT / "tuneloom" / "studio").rglob("*.py") if file.name != "texts.py")
+SOURCES = sorted(
+    file for file in (ROOT / "tuneloom" / "studio").rglob("*.py") if file.name not in ("texts.py", "heard_texts.py")
+)
 SECTIONS = {key.partition(".")[0] for key in TEXTS}
 
 

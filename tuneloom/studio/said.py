@@ -1,8 +1,8 @@
 """What loading, training and exporting say, in the visitor's language.
 
-They speak English, in terminals and logs. Each of their lines has its text in the table, under `said.`, and what is wrong
-with rows of data under `row.`: the English one is the pattern by which a line is known, and what stood in its gaps is put
-into the other.
+They speak English, in terminals and logs. Each of their lines has its text in the table, under `said.`; what is wrong with
+rows of data has its under `row.`, with anything else that was given under `wrong.`. The English one is the pattern by which
+a line is known, and what stood in its gaps is put into the other.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import re
 from functools import cache
 from typing import Literal
 
+from tuneloom.errors import UserError
 from tuneloom.studio.texts import TEXTS, Texts
 
-About = Literal["said", "row"]
+About = Literal["said", "row", "wrong"]
 _GAP = re.compile(r"\{(\w+)\}")
 _COUNTED = re.compile(r"(.+?) (\d+/\d+)")
-_NESTED = ("message", "what", "why", "faster", "measured")
+_NESTED = ("message", "what", "why", "faster", "measured", "value", "reason", "mend", "kind")
 """Gaps that hold a line of their own."""
+_LOOKED_UP: dict[About, tuple[About, ...]] = {"said": ("said", "wrong"), "row": ("row",), "wrong": ("wrong", "row")}
+_OF_A_MISTAKE = ("fault", "got", "expected", "mend")
+"""Lines that a log tells a user's mistake in."""
 
 
 def heard(texts: Texts, line: str, about: About = "said") -> str:
@@ -26,18 +30,32 @@ def heard(texts: Texts, line: str, about: About = "said") -> str:
     Args:
         texts: of the visitor.
         line: as it was said.
-        about: `said`: on the way of a job; `row`: of a row of data, its fault or its mend.
+        about: `said`: on the way of a job; `row`: of a row of data, its fault or its mend; `wrong`: of a user's mistake.
     """
     if texts.language == "en":
         return line
-    text = line.strip()
-    for name, pattern in _patterns(about):
-        if found := pattern.fullmatch(text):
-            gaps = {gap: heard(texts, value, about) if gap in _NESTED else value for gap, value in found.groupdict().items()}
-            return texts(f"said.{name}" if about == "said" else f"row.{name}", **gaps)
-    if about == "said" and (counted := _COUNTED.fullmatch(text)):
-        return f"{heard(texts, counted[1])} {counted[2]}"
+    for known in _LOOKED_UP[about]:
+        if (told := _known(texts, line.strip(), known)) is not None:
+            return told
     return line
+
+
+def _known(texts: Texts, line: str, about: About) -> str | None:
+    for name, pattern in _patterns(about):
+        if found := pattern.fullmatch(line):
+            inner: About = "wrong" if about == "said" and name in _OF_A_MISTAKE else about
+            gaps = {gap: heard(texts, value, inner) if gap in _NESTED else value for gap, value in found.groupdict().items()}
+            return texts({"said": f"said.{name}", "row": f"row.{name}", "wrong": f"wrong.{name}"}[about], **gaps)
+    if about == "said" and (counted := _COUNTED.fullmatch(line)):
+        return f"{heard(texts, counted[1])} {counted[2]}"
+    return None
+
+
+def heard_mistake(texts: Texts, error: UserError) -> UserError:
+    """Return a user's mistake in the visitor's language."""
+    facts = {fact: getattr(error, fact) for fact in ("got", "expected", "mend")}
+    told = {fact: heard(texts, value, "wrong") for fact, value in facts.items() if value is not None}
+    return UserError(heard(texts, error.what, "wrong"), where=error.where, **told)
 
 
 def heard_step(texts: Texts, step: str) -> str:

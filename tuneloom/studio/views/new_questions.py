@@ -206,7 +206,7 @@ def _upload(form: Form) -> None:
         try:
             place = form.drafts.upload_place(event.file.name)
         except UserError as error:
-            refuse(facts(error))
+            refuse(facts(texts, error))
             return
         partial = place.with_name(f".{place.name}.partial")
         await event.file.save(partial)
@@ -258,11 +258,11 @@ def _own_source(form: Form, path: str, answer: dict[str, Any] | None) -> None:
         elif "check" in answer:
             _report(form, answer["check"])
         elif "error" in answer:
-            ui.label(facts(UserError(**answer["error"]))).classes("small bad")
+            ui.label(facts(texts, UserError(**answer["error"]))).classes("small bad")
         elif "absent" in answer:
             ui.label(texts("new.absent", what=answer["absent"])).classes("small muted")
         else:
-            ui.label(texts("new.fault", reason=answer.get("fault", "?"))).classes("small bad")
+            ui.label(texts("new.fault", reason=heard(texts, answer.get("fault", "?")))).classes("small bad")
 
 
 def _share(answer: dict[str, Any] | None) -> str:

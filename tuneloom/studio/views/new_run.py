@@ -13,7 +13,7 @@ from tuneloom.studio import questions
 from tuneloom.studio.drafts import Draft, Drafts, read_text, taken_names
 from tuneloom.studio.frame import Studio, frame
 from tuneloom.studio.planning import Planning
-from tuneloom.studio.said import heard
+from tuneloom.studio.said import heard, heard_log
 from tuneloom.studio.texts import Texts
 from tuneloom.studio.views import new_questions
 from tuneloom.studio.views.new_form import SECTIONS, Form, facts, section_controls, section_of
@@ -209,9 +209,9 @@ def _note(form: Form) -> str:
 
 def _show_mistakes(form: Form, box: Any) -> None:
     """List what must be mended before the run can start."""
-    found = {key: facts(error) for key, error in form.mistakes.items()}
+    found = {key: facts(form.texts, error) for key, error in form.mistakes.items()}
     if not found and (error := form.counted.get("error")):
-        found = {str(form.counted.get("key")): facts(UserError(**error))}
+        found = {str(form.counted.get("key")): facts(form.texts, UserError(**error))}
     if found == getattr(box, "found", None):
         return
     box.found = found
@@ -234,14 +234,14 @@ def _start(form: Form, button: Any, failed: Any) -> None:
         form.asked[missing[0]].run_method("focus")
         return
     if not form.counting and (error := form.counted.get("error")):
-        failed.set_text(form.texts("new.start_failed", reason=facts(UserError(**error))))
+        failed.set_text(form.texts("new.start_failed", reason=facts(form.texts, UserError(**error))))
         return
     failed.set_text("")
     try:
         job = form.drafts.start(form.studio.jobs, form.draft)
     except (UserError, OSError) as fault:
         form.show()
-        reason = facts(fault) if isinstance(fault, UserError) else str(fault)
+        reason = facts(form.texts, fault) if isinstance(fault, UserError) else str(fault)
         failed.set_text(form.texts("new.start_failed", reason=reason))
         return
     form.frozen = True
@@ -286,7 +286,7 @@ def _load(form: Form) -> None:
         try:
             values = read_text(text)
         except UserError as error:
-            told.set_text(str(error))
+            told.set_text(heard_log(texts, str(error)))
             told.classes(add="bad", remove="muted")
             return
         values["output_dir"] = str(form.studio.runs)
