@@ -310,5 +310,5 @@ def test_shared_prefixes_are_refused_by_a_model_that_takes_padded_samples() -> N
     model = make_model("llama", LLAMA)
     batch: MicroBatch = pack(some_samples(), share=True)
     call: Callable[[], object] = lambda: supervised_loss_sum(model, batch)  # noqa: E731
-    with pytest.raises(ValueError, match="padded"):
+    with pytest.raises(RuntimeError, match="padded"):
         call()

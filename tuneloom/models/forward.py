@@ -49,7 +49,7 @@ def supervised_loss_sum(model: PreTrainedModel, batch: MicroBatch) -> torch.Tens
     a chunk at a time; else (a trained head, a soft cap on logits) the model computes them.
 
     Raises:
-        ValueError: the batch has shared prefixes, and the model takes padded samples.
+        RuntimeError: the batch has shared prefixes, and the model takes padded samples.
     """
     labels_N = torch.from_numpy(batch.labels_N).to(model.device)
     inputs, places_N = _inputs(model, batch)
@@ -93,7 +93,7 @@ def _inputs(model: PreTrainedModel, batch: MicroBatch) -> tuple[dict[str, Any], 
         }
         return inputs, None
     if any(segment.parent >= 0 for segment in batch.segments):
-        raise ValueError("a micro-batch with shared prefixes for a model that takes padded samples")
+        raise RuntimeError("a micro-batch with shared prefixes for a model that takes padded samples")
     lengths = [segment.end - segment.start for segment in batch.segments]
     ids_BT = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
     places_BT = np.arange(ids_BT.size).reshape(ids_BT.shape)
