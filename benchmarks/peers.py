@@ -21,9 +21,11 @@ its share of the bf16 matrix product's rate, measured in our processes just befo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -42,7 +44,7 @@ DIALOGUES = 64
 COMMON = {"learning_rate": 2e-4, "r": 8, "lora_alpha": 16, "seed": 42, "samples_per_step": SAMPLES_PER_STEP}
 PERSONA_FILE, DIALOGUE_FILE = "processed_self_cognition_EmoLLM.json", "aiwei.json"
 
-REQUIREMENTS = {"llamafactory": "llamafactory==0.9.5", "trl": "trl==1.16.0"}
+REQUIREMENTS = {"llamafactory": "llamafactory==0.9.5", "trl": "trl==1.16.0 peft"}
 UNUSED = ("torchvision", "torchaudio")
 """Of LLaMA-Factory's requirements: they are for pictures and sound, and no build of them loads beside a CPU build of torch."""
 
@@ -100,7 +102,7 @@ class Blocks:
         ends = result["step_ends"]
         if len(ends) != len(steps) or len(result["losses"]) != len(steps):
             raise SystemExit(f"{len(ends)} steps and {len(result['losses'])} losses, {len(steps)} were asked for")
-        seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        seconds = [after - before for before, after in itertools.pairwise(ends)]
         self.step_seconds += seconds
         timed = zip(steps[1:], seconds, strict=True)
         self.rates += [(step["useful_gflop"] / one, step["needed_gflop"] / one) for step, one in timed]
@@ -151,7 +153,10 @@ def compared(method: str, peers: Sequence[str]) -> list[tuple[Side, Side]]:
         return [(OURS, side) for side in SIDES if side.name in peers]
     ours = with_method(OURS, "dora")
     best = [with_method(side, "dora", f"PEFT's layers, {side.setting}") for side in SIDES if side.setting == "best"]
-    return [(ours, with_method(OURS, "lora", "LoRA")), *((ours, side) for side in best if side.name == "trl" and "trl" in peers)]
+    return [
+        (ours, with_method(OURS, "lora", "LoRA")),
+        *((ours, side) for side in best if side.name == "trl" and "trl" in peers),
+    ]
 
 
 def with_method(side: Side, method: str, setting: str | None = None) -> Side:
@@ -159,7 +164,9 @@ def with_method(side: Side, method: str, setting: str | None = None) -> Side:
     return Side(side.name, setting or side.setting, side.batch_size, side.settings, side.bf16_model, method)
 
 
-def measure(work: str, pairs: Sequence[tuple[Side, Side]], arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+def measure(
+    work: str, pairs: Sequence[tuple[Side, Side]], arguments: argparse.Namespace, scratch: Path
+) -> list[dict[str, Any]]:
     """Run all pairs on a work; return one result for each."""
     prepared = prepare(work, arguments, Path(tempfile.mkdtemp(dir=scratch)))
     steps = prepared["steps"]
@@ -182,8 +189,10 @@ def measure(work: str, pairs: Sequence[tuple[Side, Side]], arguments: argparse.N
                     flush=True,
                 )
     gemm = statistics.median(rate for _, _, blocks, _ in found for rate in blocks.gemm)
-    return [result_of(work, ours, peer, ours_figures.figures(gemm), peer_figures.figures(gemm)) | {"gemm_bf16_gflops": gemm}
-            for ours, peer, ours_figures, peer_figures in found]
+    return [
+        result_of(work, ours, peer, ours_figures.figures(gemm), peer_figures.figures(gemm)) | {"gemm_bf16_gflops": gemm}
+        for ours, peer, ours_figures, peer_figures in found
+    ]
 
 
 def result_of(work: str, ours: Side, peer: Side, our_figures: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +211,21 @@ def result_of(work: str, ours: Side, peer: Side, our_figures: dict[str, Any], fi
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Return the results as aligned text; ours stands behind each peer's figure."""
-    header = ("work", "method", "against", "s/step", "ours", "ratio", "GB", "ours", "loss", "ours", "useful GFLOP/s", "ours", "of GEMM")
+    header = (
+        "work",
+        "method",
+        "against",
+        "s/step",
+        "ours",
+        "ratio",
+        "GB",
+        "ours",
+        "loss",
+        "ours",
+        "useful GFLOP/s",
+        "ours",
+        "of GEMM",
+    )
     lines = [header]
     for result in results:
         ours = result["tuneloom"]
@@ -227,7 +250,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     left = 3  # columns of words
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )
@@ -289,7 +313,12 @@ def run_side(side: Side, prepared: dict[str, Any], arguments: argparse.Namespace
         "output_dir": str(folder / "out"),
         "result": str(folder / "result.json"),
     }
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(folder / "datasets"),
+    }
     python = sys.executable
     if side.name != OURS.name:
         python = str(venv_python(arguments.venvs.resolve() / side.name))
@@ -327,17 +356,16 @@ def ensure_venv(name: str, venvs: Path) -> None:
         return
     print(f"installing {wanted} into {folder} ...", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    pip = [str(venv_python(folder)), "-m", "pip", "--quiet"]
+    python, given = str(venv_python(folder)), shlex.split(os.environ.get("PIP_ARGS", ""))
+    install = [python, "-m", "pip", "--quiet", "install", *given]
     constraints = folder / "constraints.txt"
     constraints.write_text(torch + "\n" if name == "llamafactory" else (ROOT / "constraints.txt").read_text())
-    subprocess.run([*pip, "install", torch], check=True)  # first: a looser request may take a far larger build
-    subprocess.run([*pip, "install", "-c", str(constraints), REQUIREMENTS[name]], check=True)
+    subprocess.run([*install, torch], check=True)  # first: a looser request may take a far larger build
+    subprocess.run([*install, "-c", str(constraints), *REQUIREMENTS[name].split()], check=True)
     if name == "llamafactory":
-        subprocess.run([*pip, "uninstall", "-y", *UNUSED], check=True)
+        subprocess.run([python, "-m", "pip", "--quiet", "uninstall", "-y", *UNUSED], check=True)
         for site in folder.glob("lib/python*/site-packages"):
             (site / "torchaudio.py").write_text("")  # it is imported, and not used
-    else:
-        subprocess.run([*pip, "install", "-c", str(constraints), "peft"], check=True)
     ready.write_text(wanted)
 
 
@@ -371,7 +399,9 @@ def processor() -> str:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", nargs="+", default=["persona", "identity", "dialogue"], help="persona, identity, dialogue, a file")
+    parser.add_argument(
+        "--work", nargs="+", default=["persona", "identity", "dialogue"], help="persona, identity, dialogue, a file"
+    )
     parser.add_argument("--method", nargs="+", choices=("lora", "dora"), default=["lora"])
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps of a block, the first not timed")
     parser.add_argument("--blocks", type=int, default=2, help="processes of each side")

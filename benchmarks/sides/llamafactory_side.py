@@ -2,8 +2,9 @@
 
     python llamafactory_side.py JOB.json
 
-Its template `smollm2` supervises the line break after each answer as well. Here that line break begins the next
-question instead, so that it learns the very tokens that the others learn.
+Its template `smollm2` supervises the line break after each answer as well, and its default system message ends in a
+full stop, which the model's own has not. Here that line break begins the next question instead, and the system message
+is the model's, so that it learns the very tokens that the others learn.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
         format_assistant=StringFormatter(slots=["{{content}}<|im_end|>"]),
         format_system=StringFormatter(slots=["<|im_start|>system\n{{content}}<|im_end|>"]),
         stop_words=TEMPLATES["smollm2"].stop_words,
-        default_system=TEMPLATES["smollm2"].default_system,
+        default_system=TEMPLATES["smollm2"].default_system.removesuffix("."),
     )
     clock = Clock(samples)
     run_exp(arguments(job, write_data(job, samples)), callbacks=[clock])

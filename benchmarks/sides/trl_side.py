@@ -1,6 +1,6 @@
 """TRL's side: its SFTTrainer with PEFT's layers on the work's tokens and labels, with a clock.
 
-    python trl_side.py JOB.json
+python trl_side.py JOB.json
 """
 
 from __future__ import annotations

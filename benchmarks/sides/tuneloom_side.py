@@ -1,6 +1,6 @@
 """Our side: `tuneloom.finetune` with a user's defaults, and a clock on its events.
 
-    python tuneloom_side.py JOB.json
+python tuneloom_side.py JOB.json
 """
 
 from __future__ import annotations
