@@ -272,6 +272,7 @@ def prepare(work: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
         "cutoff": CUTOFF,
         "steps": arguments.steps,
         "batch_size": OURS.batch_size,
+        "methods": ["lora", "dora"] if "dora" in arguments.method else ["lora"],
     }
     run([sys.executable, str(SCRIPTS / "prepare.py")], job, folder, dict(os.environ))
     found: dict[str, Any] = json.loads((folder / "work.json").read_text())
@@ -307,6 +308,7 @@ def run_side(side: Side, prepared: dict[str, Any], arguments: argparse.Namespace
         "settings": side.settings,
         "model": prepared["bf16_model" if side.bf16_model else "model"],
         "rows": prepared["rows"],
+        "start": str(Path(prepared["rows"]).parent / f"start-{side.method}"),
         "samples": prepared["samples_file"],
         "longest": prepared["longest"],
         "supervised_tokens": prepared["supervised_tokens"],

@@ -59,7 +59,9 @@ def test_every_side_gets_the_samples_that_our_steps_take(
         "batch_size": 2,
         "samples_per_step": 4,
         "rows": str(tmp_path / "rows.jsonl"),
-        "dora": False,
+        "methods": ["dora"],
+        "start": str(tmp_path / "start-dora"),
+        "dora": True,
         "output_dir": str(tmp_path / "runs"),
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
@@ -75,6 +77,7 @@ def test_every_side_gets_the_samples_that_our_steps_take(
     taken = [ours.data.train[i] for step in range(4) for i in ours.schedule.indices(step)]
     assert [sample.ids_T.tolist() for sample in taken] == [sample["input_ids"] for sample in samples]
     assert [sample.mask_T.tolist() for sample in taken] == [[label >= 0 for label in sample["labels"]] for sample in samples]
+    assert ours.config.method == "dora"
     assert sum(sample.num_supervised_tokens for sample in taken) == work["supervised_tokens"][-1]
 
 

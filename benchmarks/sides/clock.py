@@ -26,7 +26,10 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.step_ends: list[float] = []
         self.losses: list[float] = []
 
-    def on_train_begin(self, *_: Any, train_dataloader: Any, **__: Any) -> None:
+    def on_train_begin(self, *_: Any, model: Any, train_dataloader: Any, **__: Any) -> None:
+        dtypes = {str(parameter.dtype) for parameter in model.parameters() if parameter.requires_grad}
+        if dtypes != {"torch.float32"}:
+            raise SystemExit(f"the peer's adapter is {dtypes}, not fp32")
         dataset = train_dataloader.dataset
         if len(dataset) != len(self.samples):
             raise SystemExit(f"the peer has {len(dataset)} samples, the work {len(self.samples)}")

@@ -64,6 +64,7 @@ def arguments(job: dict[str, Any], data: str) -> dict[str, Any]:
         "stage": "sft",
         "do_train": True,
         "model_name_or_path": job["model"],
+        "adapter_name_or_path": job["start"],
         "finetuning_type": "lora",
         "lora_rank": job["r"],
         "lora_alpha": job["lora_alpha"],

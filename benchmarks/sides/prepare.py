@@ -64,6 +64,8 @@ def main() -> None:
     steps = step_indices(whole, job)
     samples = [sample_of(rows[i], renderer) for step in steps for i in step]
     (folder / "samples.json").write_text(json.dumps(samples, ensure_ascii=False), encoding="utf-8")
+    for method in job["methods"]:
+        write_start(model, folder / f"start-{method}", job, dora=method == "dora")
     shape = shape_of(model, job["r"])
     found = [work_of(samples[start : start + per_step], shape) for start in range(0, len(samples), per_step)]
     figures = {
@@ -203,6 +205,23 @@ def shape_of(folder: Path, r: int) -> Shape:
         head.weight.numel(),
         config.num_hidden_layers * config.num_attention_heads * head_size,
     )
+
+
+def write_start(model: Path, folder: Path, job: dict[str, Any], *, dora: bool) -> None:
+    """Write the adapter that every side starts from, by PEFT itself: after few steps its random half still tells in the loss."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(
+        r=job["r"],
+        lora_alpha=job["lora_alpha"],
+        target_modules="all-linear",
+        use_dora=dora,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(job["seed"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config).save_pretrained(folder)
 
 
 def bf16_copy(folder: Path, cache: Path) -> Path:

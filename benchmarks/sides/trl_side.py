@@ -6,10 +6,12 @@ python trl_side.py JOB.json
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from clock import Clock, common_arguments, read_job
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
 from trl import SFTConfig, SFTTrainer
 
 
@@ -31,6 +33,7 @@ def main() -> None:
         ),
         callbacks=[clock],
     )
+    set_peft_model_state_dict(trainer.model, load_file(Path(job["start"]) / "adapter_model.safetensors"))
     trainer.train()
     clock.write(job["result"])
 

@@ -45,7 +45,7 @@ def config(job: dict[str, Any]) -> dict[str, Any]:
         "output_dir": job["output_dir"],
         "name": "bench",
         "data": {"train": [job["rows"]], "cutoff_len": job["cutoff"]},
-        "adapter": {"r": job["r"], "lora_alpha": job["lora_alpha"], "use_dora": job["dora"]},
+        "adapter": {"r": job["r"], "lora_alpha": job["lora_alpha"], "use_dora": job["dora"], "continue_from": job["start"]},
         "training": {
             "max_steps": job["steps"],
             "per_device_train_batch_size": job["batch_size"],
