@@ -41,7 +41,7 @@ SCRIPTS = Path(__file__).resolve().parent / "sides"
 SAMPLES_PER_STEP = 16
 CUTOFF = 1024
 DIALOGUES = 64
-COMMON = {"learning_rate": 2e-4, "r": 8, "lora_alpha": 16, "seed": 42, "samples_per_step": SAMPLES_PER_STEP}
+COMMON = {"learning_rate": 5e-5, "r": 8, "lora_alpha": 16, "seed": 42, "samples_per_step": SAMPLES_PER_STEP}
 PERSONA_FILE, DIALOGUE_FILE = "processed_self_cognition_EmoLLM.json", "aiwei.json"
 
 REQUIREMENTS = {"llamafactory": "llamafactory==0.9.5", "trl": "trl==1.16.0 peft"}

@@ -53,6 +53,7 @@ def config(job: dict[str, Any]) -> dict[str, Any]:
             "learning_rate": job["learning_rate"],
             "lr_scheduler_type": "constant",
             "seed": job["seed"],
+            **job.get("settings", {}),
         },
         "evaluation": {"prompts": []},
     }
