@@ -20,7 +20,7 @@ from tuneloom.adapters.target import load_target, resolve_target
 from tuneloom.config import Config, load_config, parse_config
 from tuneloom.data.plan import plan_step
 from tuneloom.errors import UserError
-from tuneloom.models.forward import supervised_loss_sum
+from tuneloom.models.forward import layout_of, supervised_loss_sum
 from tuneloom.models.quiet import quiet_peft
 from tuneloom.rundir import RunDirectory
 from tuneloom.train.resume import find_resume, newest_run
@@ -41,7 +41,8 @@ def files_of(folder: Path) -> dict[str, str]:
 
 def loss_of(job: Any, model: Any) -> float:
     """The mean loss of a loaded model on the samples of a job's first step."""
-    plan = plan_step([job.data.train[i] for i in job.schedule.indices(0)], 2048)
+    samples = [job.data.train[i] for i in job.schedule.indices(0)]
+    plan = plan_step(samples, 2048, layout_of(model, training=False))
     with torch.inference_mode():
         total = sum(float(supervised_loss_sum(model, batch)) for batch in plan.micro_batches)
     return total / plan.num_supervised_tokens

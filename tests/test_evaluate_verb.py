@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import chat_row
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from tuneloom import api
 from tuneloom.cli.main import app
 from tuneloom.errors import UserError
+from tuneloom.models.load import load_base_model
 
 
 def invoke(*words: str | Path) -> str:
@@ -45,6 +47,26 @@ def test_base_and_tuned_are_measured_on_the_same_rows_and_written(
     assert f"{tuned.loss:.4f}" in printed
     assert f"{base.loss:.4f}" in printed
     assert str(out) in printed
+
+
+def test_the_base_is_loaded_once_for_both_sides(
+    finished_run: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded: list[Path] = []
+
+    def counted(folder: Path, *rest: Any) -> Any:
+        loaded.append(folder)
+        return load_base_model(folder, *rest)
+
+    monkeypatch.setattr("tuneloom.adapters.target.load_base_model", counted)
+    words = ("--data", rows_file, "--max-rows", "2", "--max-new-tokens", "2")
+    invoke(finished_run, *words, "--compare", "--out", tmp_path / "both")
+    assert len(loaded) == 1
+    both = json.loads((tmp_path / "both" / "report.json").read_text(encoding="utf-8"))
+    settings: dict[str, object] = {"generation.max_new_tokens": 2}
+    for side in ("base", "model"):
+        alone = api.evaluate(finished_run, rows_file, base=side == "base", max_rows=2, answers=True, overrides=settings)
+        assert both[side] == {"loss": alone.loss, "perplexity": alone.perplexity, "scores": alone.scores}
 
 
 def test_the_base_off_the_adapter_is_the_base_itself(finished_run: Path, tiny_model: Path, rows_file: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,11 @@ from helpers import asked, assert_mendable, plain_base
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from tuneloom.data.plan import pad, plan_step
+from tuneloom.data.plan import pack, plan_step
 from tuneloom.data.render import Renderer
 from tuneloom.errors import UserError
 from tuneloom.models.fingerprint import fingerprint
-from tuneloom.models.forward import supervised_logits, supervised_loss_sum
+from tuneloom.models.forward import PACKED, layout_of, supervised_logits, supervised_loss_sum, use_attention
 from tuneloom.models.load import load_base_model, load_tokenizer_folder, pick_device
 from tuneloom.models.precision import choose_precision
 from tuneloom.models.source import resolve_model
@@ -275,32 +276,46 @@ def samples(tiny_tokenizer: object) -> list[Sample]:
     return found
 
 
+def padded_forward(model: Any, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of the supervised rows, by transformers alone on one padded batch."""
+    width = max(sample.num_tokens for sample in samples) - 1
+    ids, labels = torch.zeros(len(samples), width, dtype=torch.long), torch.full((len(samples), width), IGNORE_INDEX)
+    attention = torch.zeros_like(ids)
+    for row, sample in enumerate(samples):
+        length = sample.num_tokens - 1
+        ids[row, :length] = torch.tensor(sample.ids_T[:-1].tolist())
+        wanted = torch.tensor(sample.ids_T[1:].tolist())
+        labels[row, :length] = torch.where(torch.tensor(sample.mask_T[1:].tolist()), wanted, IGNORE_INDEX)
+        attention[row, :length] = 1
+    logits = model(input_ids=ids, attention_mask=attention).logits
+    return logits[labels != IGNORE_INDEX], labels[labels != IGNORE_INDEX]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", PACKED])
 @pytest.mark.parametrize("folder", ["tiny_model", "untied_model"])
 def test_supervised_logits_are_the_full_forwards_at_the_labelled_rows(
-    folder: str, samples: list[Sample], request: pytest.FixtureRequest
+    folder: str, attention: str, samples: list[Sample], request: pytest.FixtureRequest
 ) -> None:
     model = load_base_model(request.getfixturevalue(folder), torch.float32, CPU)
-    batch = pad(samples)
     with torch.inference_mode():
-        logits_RV, labels_R = supervised_logits(model, batch)
-        full_logits = model(
-            input_ids=torch.from_numpy(batch.ids_BT), attention_mask=torch.from_numpy(batch.attention_BT)
-        ).logits
-    labels_BT = torch.from_numpy(batch.labels_BT)
-    assert labels_R.tolist() == labels_BT[labels_BT != IGNORE_INDEX].tolist()
+        full_logits, labels = padded_forward(model, samples)
+        use_attention(model, attention)
+        logits_RV, labels_R = supervised_logits(model, pack(samples))
+    assert labels_R.tolist() == labels.tolist()
     assert len(labels_R) == sum(sample.num_supervised_tokens for sample in samples)
-    torch.testing.assert_close(logits_RV, full_logits[labels_BT != IGNORE_INDEX], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits_RV, full_logits, rtol=1e-5, atol=1e-5)
 
 
-def test_the_summed_loss_is_cross_entropy_of_the_full_padded_forward(untied_model: Path, samples: list[Sample]) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", PACKED])
+def test_the_summed_loss_is_cross_entropy_of_the_full_padded_forward(
+    attention: str, untied_model: Path, samples: list[Sample]
+) -> None:
     model = load_base_model(untied_model, torch.float32, CPU)
-    batch = pad(samples)
     with torch.inference_mode():
-        loss = supervised_loss_sum(model, batch)
-        full_logits = model(
-            input_ids=torch.from_numpy(batch.ids_BT), attention_mask=torch.from_numpy(batch.attention_BT)
-        ).logits
-        expected = F.cross_entropy(full_logits.flatten(0, 1), torch.from_numpy(batch.labels_BT).flatten(), reduction="sum")
-        split = sum(supervised_loss_sum(model, part) for part in plan_step(samples, max_tokens=20).micro_batches)
+        expected = F.cross_entropy(*padded_forward(model, samples), reduction="sum")
+        use_attention(model, attention)
+        loss = supervised_loss_sum(model, pack(samples))
+        plan = plan_step(samples, 20, layout_of(model, training=False))
+        split = sum(supervised_loss_sum(model, part) for part in plan.micro_batches)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(split, expected, rtol=1e-5, atol=1e-5)

@@ -188,7 +188,8 @@ def test_the_newest_comes_first_and_what_is_no_run_is_named(tmp_path: Path) -> N
         make_run(tmp_path, name, started=started, state={"phase": "done"})
     (tmp_path / "notes").mkdir()
     (tmp_path / "a-file").write_text("", encoding="utf-8")
-    (tmp_path / ".hidden").mkdir()
+    for hidden in (".studio", "exports"):  # the studio's own
+        (tmp_path / hidden).mkdir()
     (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
     done = invoke("--dir", str(tmp_path))
     assert done.exit_code == 0

@@ -27,11 +27,13 @@ from tuneloom.errors import UserError
 from tuneloom.evaluation.predict import turn_rows
 from tuneloom.generate.generator import Generator
 from tuneloom.models.forward import supervised_loss_sum
+from tuneloom.models.packed_attention import ATTENTION
 from tuneloom.rundir import RunDirectory
 from tuneloom.train.checkpoint import verify_checkpoint
 from tuneloom.train.prepare import Job, prepare_job
 from tuneloom.train.replay import SETTINGS
 from tuneloom.train.run import Run, finetune, prepare
+from tuneloom.types import Layout
 
 NUM_ANSWERS = sum(message["role"] == "assistant" for row in ROWS for message in row["messages"])
 
@@ -254,7 +256,7 @@ def test_a_steps_gradient_is_that_of_one_padded_batch(name: str, tiny_model: Pat
     config = tiny_config(tiny_model, rows_file, tmp_path, changes)
     job = prepare(config)
     chosen = [job.data.train[i] for i in job.schedule.indices(1)]
-    assert len(plan_step(chosen, 40).micro_batches) >= 3
+    assert len(plan_step(chosen, 40, Layout.PADDED).micro_batches) >= 3
     run = finetune(config)
 
     # The second step, done again on plain transformers and PEFT: one padded batch, sum over count.
@@ -309,15 +311,15 @@ def test_the_token_budget_and_recomputation_change_no_loss(tiny_model: Path, row
 def test_the_attention_path_is_measured_kept_and_changes_no_loss(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny_model, rows_file, tmp_path, {"base_model.attn_implementation": "auto"})
     job = prepare(config)
-    assert job.attention in ("eager", "sdpa")
-    assert job.plan()["attention"] == job.attention == job.model.get_base_model().config._attn_implementation
-    batch = plan_step(job.data.train, 2048).micro_batches[0]
+    assert job.attention in ("packed", "eager", "sdpa")
+    assert job.plan()["attention"] == job.attention
+    batch = plan_step(job.data.train, 2048, Layout.PACKED).micro_batches[0]
     found = []
-    for name in ("eager", "sdpa"):
+    for name, path in {"packed": ATTENTION, "eager": "eager", "sdpa": "sdpa"}.items():
         again = prepare_job(config, plan=job.plan() | {"attention": name})
-        assert again.attention == again.model.get_base_model().config._attn_implementation == name
+        assert (again.attention, again.model.get_base_model().config._attn_implementation) == (name, path)
         found.append(float(supervised_loss_sum(again.model, batch).detach()))
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
 
 
 def test_logging_steps_average_over_supervised_tokens(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:

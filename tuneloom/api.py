@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
@@ -22,7 +23,7 @@ from tuneloom.config.load import load_config as read_config
 from tuneloom.config.recipes import DEFAULT_RECIPE, find_recipe
 from tuneloom.errors import UserError, excerpt, nearest
 from tuneloom.rundir import CONFIG, ENVIRONMENT, METRICS, PLAN, RunDirectory
-from tuneloom.types import Conversation, Location, Message, Rendered, TrainOn
+from tuneloom.types import Conversation, Location, Message, Rendered, Sample, TrainOn
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from tuneloom.train.resume import ResumePoint
 
 _say = logging.getLogger("tuneloom").info
+Side = Literal["base", "model"]
+"""What is measured: the base alone, or the target as it is."""
 
 _PRECISIONS: dict[str, Name] = {
     **{"fp32": "fp32", "float32": "fp32", "float": "fp32"},
@@ -394,9 +397,51 @@ def evaluate(  # noqa: PLR0913 each is a question of its own
     Raises:
         UserError: no data, data that cannot be read, a run whose data files have changed.
     """
+    side: Side = "base" if base else "model"
+    tell = None if on_progress is None else lambda _, what, done, total: on_progress(what, done, total)
+    found = evaluate_sides(
+        target,
+        data,
+        sides=(side,),
+        split=split,
+        answers=answers,
+        max_rows=max_rows,
+        overrides=overrides,
+        dtype=dtype,
+        device=device,
+        base_model=base_model,
+        on_progress=tell,
+    )
+    return found[side]
+
+
+def evaluate_sides(  # noqa: PLR0913 as `evaluate`
+    target: str | PathLike[str],
+    data: str | PathLike[str] | Mapping[str, object] | SourceConfig | Sequence[object] | None = None,
+    *,
+    sides: Collection[Side] = ("base", "model"),
+    split: Literal["validation", "test"] | None = None,
+    answers: bool = False,
+    max_rows: int | None = None,
+    overrides: Mapping[str, object] | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    base_model: str | PathLike[str] | None = None,
+    on_progress: Callable[[Side, str, int, int], None] | None = None,
+) -> dict[Side, EvaluationResult]:
+    """Measure a target's base, the target itself, or one after the other on the same rows: the base is loaded once.
+
+    Args:
+        target, data, split, answers, max_rows, overrides, dtype, device, base_model: as `evaluate` takes them.
+        sides: what is measured: the base before the adapter goes on, and the model.
+        on_progress: called with (side, `loss` or `answers`, done, all).
+
+    Raises:
+        UserError: as `evaluate`.
+    """
     from tuneloom.adapters.target import load_target_base, resolve_target, with_adapter
     from tuneloom.data.render import Renderer
-    from tuneloom.evaluation.heldout import heldout_loss
+    from tuneloom.models.forward import use_attention
     from tuneloom.models.load import load_tokenizer_folder, pick_device
     from tuneloom.models.precision import choose_precision
     from tuneloom.train.prepare import TOKENS_PER_MICROBATCH
@@ -411,20 +456,39 @@ def evaluate(  # noqa: PLR0913 each is a question of its own
     renderer = Renderer(load_tokenizer_folder(found.tokenizer_folder))
     model = load_target_base(found, precision.dtype, where)
     if "attention" in plan:
-        model.set_attn_implementation(plan["attention"])
+        use_attention(model, plan["attention"])
     prepared = _prepared(wanted, config, found, model, renderer, precision)
-    model = model if base else with_adapter(model, found)
-
     samples = prepared.validation[:limit]
     if not samples:
         first = next(iter(prepared.report.problems), None)
         raise UserError("no row to evaluate on is left", where=wanted.where, got=str(first) if first else "no rows")
     budget = plan.get("tokens_per_microbatch", TOKENS_PER_MICROBATCH.get(where.type, TOKENS_PER_MICROBATCH["cpu"]))
-    held = heldout_loss(model, samples, budget, _progress("loss", on_progress))
-    asked = list(islice(prepared.validation_conversations, limit)) if answers else []
-    told = _progress("answers", on_progress)
-    scores, predictions = _answers(model, renderer, asked, config, told) if answers else (None, ())
+    asked = list(islice(prepared.validation_conversations, limit)) if answers else None
     problems = tuple(dict.fromkeys(map(str, prepared.report.problems)))
+    results: dict[Side, EvaluationResult] = {}
+    for side in sorted(sides):  # the base first: the adapter that goes on then stays
+        model = model if side == "base" else with_adapter(model, found)
+        tell = None if on_progress is None else partial(on_progress, side)
+        results[side] = _measured(model, renderer, samples, budget, asked, config, problems, tell)
+    return results
+
+
+def _measured(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    samples: Sequence[Sample],
+    budget: int,
+    asked: Sequence[Conversation] | None,
+    config: Config,
+    problems: tuple[str, ...],
+    tell: Callable[[str, int, int], None] | None,
+) -> EvaluationResult:
+    """Return a model's loss, and its answers where any are asked for."""
+    from tuneloom.evaluation.heldout import heldout_loss
+
+    held = heldout_loss(model, samples, budget, _progress("loss", tell))
+    told = _progress("answers", tell)
+    scores, predictions = _answers(model, renderer, asked, config, told) if asked is not None else (None, ())
     return EvaluationResult(held.loss, held.perplexity, len(samples), held.num_tokens, scores, predictions, problems)
 
 

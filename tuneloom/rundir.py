@@ -33,6 +33,8 @@ PLAN = "plan.json"
 ADAPTER = "adapter"
 REPORT = "report.md"
 LOSS_PLOT = "loss.png"
+EXPORTS = "exports"
+"""Folder beside the runs that the studio writes exports into."""
 END_PHASES = ("done", "failed", "interrupted")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloom.errors import UserError, nearest, user_path
-from tuneloom.rundir import DATA_REPORT, END_PHASES, STATE, RunDirectory, folder_bytes
+from tuneloom.rundir import DATA_REPORT, END_PHASES, EXPORTS, STATE, RunDirectory, folder_bytes
 
 DEAD = "dead"
 """Phase of a run whose process is gone without having said how it ended."""
@@ -64,7 +64,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Listing:
-    """The runs below a folder, newest first, and the names of what else is there."""
+    """The runs below a folder, newest first, and the names of what else is there; the studio's own folders left out."""
 
     folder: str
     runs: tuple[RunSummary, ...]
@@ -144,7 +144,7 @@ def list_runs(folder: str | Path = "runs") -> Listing:
         try:
             if RunDirectory.is_run(path):
                 runs.append(summarise(path))
-            elif not path.name.startswith("."):
+            elif not path.name.startswith(".") and path.name != EXPORTS:
                 others.append(path.name)
         except OSError:  # may not be read
             others.append(path.name)

@@ -151,29 +151,59 @@ class Sample:
         return int(self.mask_T.sum())
 
 
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Samples that go through the model together, padded on the right.
+class Layout(StrEnum):
+    """How samples lie in a micro-batch.
 
-    ids_BT: int64, padded with 0; attention_BT: 1 on real tokens;
-    labels_BT: token ids, shifted left by one so that row t holds the token predicted at t,
-    IGNORE_INDEX where it is not supervised.
+    Attributes:
+        PADDED: they will be padded to one length; for models that cannot take them packed.
+        PACKED: end to end.
+        SHARED: end to end, what several begin with stored once.
     """
 
-    ids_BT: NDArray[np.int64]
-    attention_BT: NDArray[np.int64]
-    labels_BT: NDArray[np.int64]
+    PADDED = "padded"
+    PACKED = "packed"
+    SHARED = "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens that follow each other in a sample and are stored once: rows `start` to `end` of a micro-batch.
+
+    `parent` is the number of the segment before it, -1 where a sample begins. A segment that is the parent of
+    several is a prefix that samples share.
+    """
+
+    start: int
+    end: int
+    parent: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Samples that go through the model together, laid end to end without padding.
+
+    ids_N, positions_N: int64, of each stored token, the position being the one in its sample;
+    labels_N: token ids, shifted left by one so that row n holds the token predicted at n, IGNORE_INDEX where it is not
+    supervised; segments: in the order of their rows, which they cover, each after its parent;
+    num_tokens: input tokens of the samples, shared prefixes counted for each.
+    """
+
+    ids_N: NDArray[np.int64]
+    positions_N: NDArray[np.int64]
+    labels_N: NDArray[np.int64]
+    segments: tuple[Segment, ...]
+    num_tokens: int
     locations: tuple[Location | None, ...] = ()
 
     @property
-    def num_tokens(self) -> int:
-        """Real tokens, padding left out."""
-        return int(self.attention_BT.sum())
+    def num_rows(self) -> int:
+        """Stored tokens: what the model computes."""
+        return len(self.ids_N)
 
     @property
     def num_supervised_tokens(self) -> int:
         """Labelled rows."""
-        return int((self.labels_BT != IGNORE_INDEX).sum())
+        return int((self.labels_N != IGNORE_INDEX).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +213,12 @@ class StepPlan:
     micro_batches: tuple[MicroBatch, ...]
     num_samples: int
     num_tokens: int = field(init=False)
+    num_rows: int = field(init=False)
     num_supervised_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_tokens", sum(m.num_tokens for m in self.micro_batches))
+        object.__setattr__(self, "num_rows", sum(m.num_rows for m in self.micro_batches))
         object.__setattr__(self, "num_supervised_tokens", sum(m.num_supervised_tokens for m in self.micro_batches))
 
 

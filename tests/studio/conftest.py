@@ -143,7 +143,7 @@ class Visit:
 
     Attributes:
         page: playwright's page, at the studio.
-        faults: console errors, script errors, and requests to anything but the studio.
+        faults: console errors, script errors, dialogs, and requests to anything but the studio.
         ignored: patterns of faults that are meant to happen in this test.
     """
 
@@ -182,7 +182,12 @@ class Visit:
     def _watch(self, page: Any) -> None:
         page.on("console", lambda message: self._said(message.type, message.text))
         page.on("pageerror", lambda error: self.faults.append(f"script: {error}"))
+        page.on("dialog", self._asked_by_script)
         page.on("websocket", lambda opened: self._asked(opened.url))
+
+    def _asked_by_script(self, dialog: Any) -> None:
+        self.faults.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def _said(self, kind: str, text: str) -> None:
         if kind == "error":

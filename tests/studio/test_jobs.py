@@ -139,6 +139,26 @@ def test_a_killed_job_is_shown_as_killed_and_a_stopped_one_ends(jobs: Jobs) -> N
     assert not jobs.stop(stopped)
 
 
+_LETS_GO = """
+import os, signal, time
+from tuneloom.studio.child import Stopping
+stopping = Stopping()
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+Last()
+print("on", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stop_that_comes_while_an_object_is_let_go_is_no_stop_lost() -> None:
+    command = [sys.executable, "-c", _LETS_GO]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "on\n", "")
+
+
 def test_a_process_number_that_was_given_again_is_not_the_job(jobs: Jobs) -> None:
     job = jobs.start(KEY, "check", ["--version"])
     ended(job)

@@ -106,6 +106,58 @@ def test_an_uploaded_file_shows_its_bad_row_as_text_and_a_refresh_keeps_the_form
     page.locator(".new-report", has_text="my_rows.jsonl").get_by_text("my_rows.jsonl:2").wait_for()
 
 
+def test_with_the_keyboard_alone_a_method_and_an_effort_are_chosen(
+    studio: RunningStudio, visit: Callable[..., Visit], tiny_draft: Drafts
+) -> None:
+    visitor = visit(studio.restart())
+    page = visitor.open()
+
+    def focused() -> str:
+        return str(page.evaluate("(document.activeElement.innerText || '').split('\\n')[0]"))
+
+    def checked(group: str) -> list[str]:
+        found = page.get_by_role("radiogroup", name=group).get_by_role("radio", checked=True)
+        return [text.splitlines()[0] for text in found.all_inner_texts()]
+
+    for group in page.get_by_role("radiogroup").all():
+        assert group.get_by_role("radio").count() > group.locator('[role=radio][tabindex="0"]').count() == 1 or (
+            group.get_by_role("radio").count() == 1
+        ), "one stop of the Tab key"
+    page.get_by_label("Its author").focus()
+    page.keyboard.press("Tab")
+    assert focused() == "LoRA"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert focused() == "DoRA"
+    wait_for(page, lambda: checked("How is it taught?") == ["DoRA"])
+    page.keyboard.press("ArrowRight")
+    wait_for(page, lambda: checked("How is it taught?") == ["LoRA"])
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    wait_for(page, lambda: checked("How is it taught?") == ["rsLoRA"])
+    page.keyboard.press("Tab")
+    assert focused() == "Quick", "no effort of the three is set, so the first is where Tab comes in"
+    page.keyboard.press("End")
+    wait_for(page, lambda: checked("How much effort?") == ["Careful"])
+    values = tiny_draft.load().values
+    assert (get(values, "adapter.use_rslora"), get(values, "adapter.use_dora")) == (True, False)
+    assert get(values, "data.validation") == 0.1
+    page.keyboard.press("Shift+Tab")
+    assert focused() == "rsLoRA"
+
+    presets = page.get_by_role("radiogroup", name="Start from")
+    presets.get_by_role("radio").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert focused() == "Careful"
+    page.wait_for_timeout(300)
+    assert get(tiny_draft.load().values, "adapter.use_rslora") is True, "an arrow key replaces nothing"
+    page.keyboard.press("Space")
+    wait_for(page, lambda: checked("Start from") == ["Careful"])
+    assert get(tiny_draft.load().values, "adapter.use_rslora") is False
+
+
 def test_advanced_tells_a_mistake_beside_its_control_why_one_is_off_and_another_tab_sees_it(
     studio: RunningStudio, visit: Callable[..., Visit], tiny_draft: Drafts
 ) -> None:

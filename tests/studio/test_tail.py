@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,36 @@ def test_a_restarted_studio_reads_only_what_has_changed_meanwhile(tmp_path: Path
     again = RunListing(tmp_path)
     changed = [before.name for before, after in zip(found, again.summaries(), strict=True) if before != after]
     assert (changed, again.reads) == (["run-3"], 1)
+
+
+def test_who_asks_for_the_list_never_reads_a_long_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = 100_000
+    run = make_run(tmp_path, "long", started=50.0, state={"phase": "done", "step": number, "total": number})
+    lines = [f'{{"event": "step", "step": {i}, "loss": {9 - i / 20_000}, "time": {100 + i}}}\n' for i in range(3, number + 1)]
+    lines.insert(50_000, json.dumps({"event": "eval", "step": 50_000, "eval_loss": 0.25, "time": 50_100.0}) + "\n")
+    with open(run.metrics, "a", encoding="utf-8") as file:
+        file.writelines(lines)
+    readers: list[tuple[int, int]] = []
+    update = RunTail.update
+
+    def watched(tail: RunTail) -> bool:
+        before = tail.bytes_read
+        changed = update(tail)
+        readers.append((threading.get_ident(), tail.bytes_read - before))
+        return changed
+
+    monkeypatch.setattr(RunTail, "update", watched)
+    listing = RunListing(tmp_path)
+    (at_once,) = listing.summaries()
+    assert (at_once.step, at_once.train_loss, at_once.phase, at_once.started) == (number, 4.0, "done", 50.0)
+    assert listing.summaries()[0].name == "long"
+    listing.settle()
+    assert listing.summaries() == [summarise(run.path)]
+    assert listing.summaries()[0].best_eval_loss == 0.25, "which is in the middle of the file"
+    assert [reader for reader, _ in readers] != [] and threading.get_ident() not in [reader for reader, _ in readers]
+    assert sum(num_bytes for _, num_bytes in readers) == run.metrics.stat().st_size, "read once, whoever asks how often"
+    assert RunListing(tmp_path).summaries() == [summarise(run.path)]
+    assert len(readers) == 1, "what the thread has read is kept for the next studio"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"run-0": 1}', '{"run-0": [[], {}]}', '{"run-0": {"name": "run-0"}}'])

@@ -147,7 +147,7 @@ def test_a_file_is_predicted_and_past_predictions_survive_a_killed_studio(
     page.get_by_text("1 to 1 of 1").wait_for()
     assert page.evaluate("window.hacked") is None
     with page.expect_download() as started:
-        page.get_by_text("Download").click()
+        page.get_by_role("link", name="Download").click()
     assert len(Path(started.value.path()).read_text(encoding="utf-8").splitlines()) == 23
     place = page.url.removeprefix(talking.base)
     head = page.request.get(f"{page.url}/predictions.jsonl").headers

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tuneloom.api import EvaluationResult
+    from tuneloom.api import EvaluationResult, Side
 
 REPORT, PREDICTIONS = "report.json", "predictions.jsonl"
 _SAY_EVERY_SECONDS = 1.0
@@ -60,20 +60,18 @@ def evaluate(
         )
     begun = time.monotonic()
 
-    def measure(name: str, base: bool) -> EvaluationResult:
-        say_progress(f"{name}: loading {target} ...")
-        return api.evaluate(
-            target,
-            data,
-            answers=not loss_only,
-            max_rows=max_rows,
-            overrides=overrides,
-            base_model=base_model,
-            base=base,
-            on_progress=_teller(name),
-        )
-
-    results = {name: measure(name, name == "base") for name in (["base"] if compare else []) + ["model"]}
+    sides: tuple[Side, ...] = ("base", "model") if compare else ("model",)
+    say_progress(f"loading {target} ...")
+    results = api.evaluate_sides(
+        target,
+        data,
+        sides=sides,
+        answers=not loss_only,
+        max_rows=max_rows,
+        overrides=overrides,
+        base_model=base_model,
+        on_progress=_teller(),
+    )
     report = _report(target, data, results, time.monotonic() - begun)
     if out is not None:
         _write(out, report, _rows(results))
@@ -99,21 +97,21 @@ def _overrides(max_new_tokens: int | None, variables: list[str]) -> dict[str, ob
     return found | ({"generation.max_new_tokens": max_new_tokens} if max_new_tokens is not None else {})
 
 
-def _teller(name: str) -> Callable[[str, int, int], None]:
+def _teller() -> Callable[[Side, str, int, int], None]:
     """Return what says how far it is, once a second at most, each last one always."""
     told = 0.0
 
-    def tell(what: str, done: int, total: int) -> None:
+    def tell(side: Side, what: str, done: int, total: int) -> None:
         nonlocal told
         if done == total or time.monotonic() - told > _SAY_EVERY_SECONDS:
             told = time.monotonic()
-            typer.echo(f"{name}: {what} {done}/{total}", err=True)
+            typer.echo(f"{side}: {what} {done}/{total}", err=True)
             sys.stderr.flush()
 
     return tell
 
 
-def _report(target: str, data: str | None, results: dict[str, EvaluationResult], seconds: float) -> dict[str, Any]:
+def _report(target: str, data: str | None, results: dict[Side, EvaluationResult], seconds: float) -> dict[str, Any]:
     """Return everything but the answers."""
     tuned = results["model"]
     return {
@@ -128,7 +126,7 @@ def _report(target: str, data: str | None, results: dict[str, EvaluationResult],
     }
 
 
-def _rows(results: dict[str, EvaluationResult]) -> list[dict[str, str]]:
+def _rows(results: dict[Side, EvaluationResult]) -> list[dict[str, str]]:
     """Return a row for every answer; the base's is `base_answer`."""
     rows = [row.as_dict() for row in results["model"].predictions]
     for row, other in zip(rows, results["base"].predictions if "base" in results else (), strict=False):

@@ -139,22 +139,22 @@ class ConversationReader:
             raise row.error
         parsed = parse_row(row.value, row.location, self.shape)
         report.formats[parsed.format] += 1
-        conversation = self._filled(parsed.conversation, report)
-        for message in conversation.messages:
+        parsed.conversation = self._filled(parsed.conversation, report)
+        for message in parsed.conversation.messages:
             if message.role == "user" and message.content.strip().casefold() in held_out_probes():
                 report.leaked_probes.setdefault(message.content.strip(), str(row.location))
-        return replace(parsed, conversation=conversation)
+        return parsed
 
     def _filled(self, conversation: Conversation, report: SourceReport) -> Conversation:
         """Fill `{{name}}`-like placeholders from data.variables: in texts, in calls, and in what is told of tools."""
+        if not conversation.tools and not any(map(_may_have_placeholders, conversation.messages)):
+            return conversation
 
         def value(hit: re.Match[str]) -> str:
             if hit[1] not in self._variables:
                 report.unfilled.setdefault(hit[1], str(conversation.location))
             return self._variables.get(hit[1], hit[0])
 
-        if not any(map(_may_have_placeholders, conversation.messages)) and not conversation.tools:
-            return conversation
         messages = tuple(_filled_message(message, value) for message in conversation.messages)
         tools = tuple(_filled_values(tool, value) for tool in conversation.tools)
         return replace(conversation, messages=messages, tools=tools)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from tuneloom.data.row import RowError
 from tuneloom.types import ROLES, Conversation, Location, Message, Role, ToolCall
@@ -65,12 +65,13 @@ class RowShape:
         for turns in TURN_COLUMNS:
             if named.get(turns) is not None:
                 decoded = _from_json(named[turns], turns)
-                named[turns] = [self._turn(turn) for turn in decoded] if isinstance(decoded, list) else decoded
+                renames = self.roles or any(key in self.columns for key in _MESSAGE_KEYS)
+                named[turns] = [self._turn(turn) for turn in decoded] if renames and isinstance(decoded, list) else decoded
                 break
         return named
 
     def _turn(self, turn: object) -> object:
-        if not isinstance(turn, dict) or not (self.roles or self.columns.keys() & set(_MESSAGE_KEYS)):
+        if not isinstance(turn, dict):
             return turn
         keys = {theirs: ours for ours, theirs in self.columns.items() if ours in _MESSAGE_KEYS}
         turn = {keys.get(key, key): value for key, value in turn.items()}
@@ -84,19 +85,19 @@ class RowShape:
         return re.sub(r"[a-z_]+", lambda word: self.columns.get(word[0], word[0]), place)
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed(Message):
+class _Placed(NamedTuple):
     """A message, where its text stands in the row, and whether its format has weights."""
 
-    where: str = ""
+    message: Message
+    where: str
     has_weight: bool = False
 
-    def plain(self) -> Message:
-        return Message(self.role, self.content, self.weight, self.tool_calls, self.name, self.tool_call_id)
+    def changed(self, **values: Any) -> _Placed:
+        return self._replace(message=replace(self.message, **values))
 
     def empty_answer(self) -> RowError:
         mend = "write the answer, or give it weight 0" if self.has_weight else "write the answer, or leave the row out"
-        return RowError(self.where, self.content, "empty answer", mend)
+        return RowError(self.where, self.message.content, "empty answer", mend)
 
 
 _MESSAGE_KEYS = ("role", "content")
@@ -156,7 +157,7 @@ def _is_sharegpt(row: Mapping[str, Any]) -> bool:
 def _read_messages(row: Mapping[str, Any]) -> list[_Placed]:
     """Read turns; a column `system` beside them counts where they do not begin with one."""
     messages = _read_turns(row["messages"], "messages", "role", "content")
-    return messages if messages[0].role == "system" else _with_system(row.get("system"), "system", messages)
+    return messages if messages[0].message.role == "system" else _with_system(row.get("system"), "system", messages)
 
 
 def _read_chatglm3(row: Mapping[str, Any]) -> list[_Placed]:
@@ -171,8 +172,8 @@ def _read_chatglm3(row: Mapping[str, Any]) -> list[_Placed]:
             messages.append(_read_turn(turn, where, "role", "content"))
             continue
         call = ToolCall(_name(turn.get("name"), f"{where}.name"), _map_text(turn.get("parameters"), f"{where}.parameters"))
-        if messages and messages[-1].role == "assistant":
-            messages[-1] = replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
+        if messages and messages[-1].message.role == "assistant":
+            messages[-1] = messages[-1].changed(tool_calls=(*messages[-1].message.tool_calls, call))
         else:
             messages.append(_message("assistant", "", f"{where}.parameters", turn.get("weight"), (call,), has_weight=True))
         observation = turn.get("observation")
@@ -197,7 +198,7 @@ def _read_alpaca(row: Mapping[str, Any]) -> list[_Placed]:
         messages += [_message("user", pair[0], f"history[{i}][0]"), _message("assistant", pair[1], f"history[{i}][1]")]
     question = check_text(row["instruction"], "instruction")
     extra = check_text(_given(row, "input", ""), "input")
-    messages.append(_Placed("user", "\n".join(text for text in (question, extra) if text), where="instruction"))
+    messages.append(_Placed(Message("user", "\n".join(text for text in (question, extra) if text)), "instruction"))
     if "output" not in row:
         raise RowError("output", None, "no answer", "add `output`, or map your column to it")
     messages.append(_message("assistant", row["output"], "output"))
@@ -226,9 +227,9 @@ def _read_completion(row: Mapping[str, Any]) -> list[_Placed]:
     if isinstance(row["prompt"], list):
         asked = _read_turns(row["prompt"], "prompt", "role", "content")
         answered = _read_turns(row["completion"], "completion", "role", "content")
-        if not any(message.role == "assistant" for message in answered):
+        if not any(message.role == "assistant" for message, *_ in answered):
             raise RowError("completion", row["completion"], "no answer", "add an assistant message")
-        return [*(replace(m, weight=0) if m.role == "assistant" else m for m in asked), *answered]
+        return [*(m.changed(weight=0) if m.message.role == "assistant" else m for m in asked), *answered]
     return [_message("user", row["prompt"], "prompt"), _message("assistant", row["completion"], "completion")]
 
 
@@ -387,7 +388,7 @@ def _message(
     if isinstance(weight, bool) or weight not in (None, 0, 1):
         raise RowError(f"{where.rpartition('.')[0]}.weight", weight, "wrong weight", "use 0 or 1")
     text = check_text(content, where)
-    return _Placed(role, text, 0 if weight == 0 else 1, tool_calls, name, tool_call_id, where, has_weight)
+    return _Placed(Message(role, text, 0 if weight == 0 else 1, tool_calls, name, tool_call_id), where, has_weight)
 
 
 def check_text(value: object, where: str) -> str:
@@ -412,12 +413,13 @@ def check_text(value: object, where: str) -> str:
 def _with_system(system: object, where: str, messages: list[_Placed]) -> list[_Placed]:
     if system is None or system == "":
         return messages
-    return [_Placed("system", check_text(system, where), where=where), *messages]
+    return [_Placed(Message("system", check_text(system, where)), where), *messages]
 
 
-def _settle(messages: list[_Placed]) -> tuple[tuple[Message, ...], list[str]]:
+def _settle(placed: list[_Placed]) -> tuple[tuple[Message, ...], list[str]]:
     """Check the order of roles; take off what follows the last answer."""
     repairs = []
+    messages = tuple(message for message, *_ in placed)
     last_answer = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=None)
     if last_answer is None:
         raise RowError("row", messages[-1].content, "no answer", "add an assistant message")
@@ -434,15 +436,16 @@ def _settle(messages: list[_Placed]) -> tuple[tuple[Message, ...], list[str]]:
         if message.role == previous and message.role != "tool":
             raise RowError(f"message {i + 1}", message.role, f"two {message.role} messages in a row", "join or alternate them")
         if message.role == "assistant" and message.weight and not (message.content.strip() or message.tool_calls):
-            raise message.empty_answer()
+            raise placed[i].empty_answer()
         previous = message.role
     if not any(message.weight for message in messages if message.role == "assistant"):
         raise RowError("weight", 0, "every answer has weight 0", "leave one answer at weight 1")
-    return tuple(message.plain() for message in messages), repairs
+    return messages, repairs
 
 
 def _tools(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    return read_tools(_from_json(_given(row, "tools", ()), "tools"))
+    given = _given(row, "tools", None)
+    return () if given is None else read_tools(_from_json(given, "tools"))
 
 
 def read_tools(tools: object) -> tuple[Mapping[str, Any], ...]:

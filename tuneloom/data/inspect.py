@@ -73,8 +73,9 @@ def inspect_file(shown: str, file: Path) -> Inspected:
                 text = decoder.decode(chunk)
                 blank = blank and not text.strip("\ufeff \t\r\n")
                 if not text.isascii():
-                    wide += sum(map(len, _WIDE.findall(text)))
-                    broken += len(_BROKEN.findall(text))
+                    broken_here = _BROKEN.findall(text)
+                    broken += len(broken_here)
+                    wide += len(text) - len(text.encode("ascii", "ignore")) - sum(map(len, broken_here))
     except OSError as error:
         raise UserError(
             "cannot read the data file", where=shown, got=error.strerror, mend="check the file and its permissions"

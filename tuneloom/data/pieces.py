@@ -23,7 +23,7 @@ _MASK = "\U000f0000"  # private use: begins the stand-in of a special token's na
 _FIRST_NUMBER = 0xF0001  # private use: what follows it, by the name's number
 _ANCHOR = "\x00\x01\x00"  # an added token of our own copy of the tokenizer
 _NOT_FIRST = "\x00"
-_CACHED_PIECES = 4096
+_CACHED_PIECES = 4096  # and as many older ones
 _CACHED_CHARS = 200
 
 
@@ -55,6 +55,7 @@ class Encoded:
 
 
 _Part = tuple[str, int, int, str]
+"""Special token or "", its start, its end, and the key of the text after it."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class PieceEncoder:
         self._to_mask = re.compile("|".join(map(re.escape, self._names)))
         self._stand_ins = {name: _MASK + chr(_FIRST_NUMBER + number) for number, name in enumerate(self._names)}
         self._pieces: dict[str, list[int]] = {}
+        self._older_pieces: dict[str, list[int]] = {}
 
     def masked(self, content: Any) -> Any:
         """Mask special tokens' names in text, or in every text of maps and lists."""
@@ -119,10 +121,10 @@ class PieceEncoder:
         """Split rendered texts, to be encoded together."""
         parts = [list(self._split(text)) for text in texts]
         missing = {
-            key: self._plain(piece, first)
+            key: self._plain(_piece(key, not special), not special)
             for each in parts
-            for special, _, _, piece in each
-            if piece and (key := _key(piece, first := not special)) not in self._pieces
+            for special, _, _, key in each
+            if key and self._recalled(key) is None
         }
         return Pieces(texts, parts, missing)
 
@@ -144,15 +146,15 @@ class PieceEncoder:
 
     def _encoded(self, text: str, parts: Iterable[_Part], known: Mapping[str, list[int]]) -> Encoded:
         encoded = Encoded(text)
-        ids = encoded.ids
-        for special, start, end, piece in parts:
-            encoded.starts.append(start)
-            encoded.ends.append(end)
-            encoded.tokens.append(len(ids))
+        ids, starts, ends, tokens = encoded.ids, encoded.starts, encoded.ends, encoded.tokens
+        for special, start, end, key in parts:
+            starts.append(start)
+            ends.append(end)
+            tokens.append(len(ids))
             if special:
                 ids.append(self._ids[special])
-            if piece:
-                ids += self._encode_piece(piece, not special, known)
+            if key:
+                ids += self._encode_piece(key, not special, known)
         return encoded
 
     def prefix_tokens(self, prefix: str, whole: Encoded) -> int | None:
@@ -172,29 +174,39 @@ class PieceEncoder:
         return end if whole.ids[token:end] == border else None
 
     def _split(self, text: str) -> Iterator[_Part]:
-        """Yield (special token or "", its start, its end, text after it, less the blanks that tokens beside it take)."""
+        """Yield the parts; of the text after a special token, the blanks that tokens beside it take are left out."""
         special, start, at = "", 0, 0
         for match in self._special.finditer(text):
-            if special or match.start() > at:
-                yield special, start, at, self._stripped(special, text[at : match.start()], match.group())
-            special, (start, at) = match.group(), match.span()
-        yield special, start, at, self._stripped(special, text[at:], "")
+            (begins, ends), after = match.span(), match.group()
+            if special or begins > at:
+                yield special, start, at, _key(self._stripped(special, text[at:begins], after), not special)
+            special, start, at = after, begins, ends
+        yield special, start, at, _key(self._stripped(special, text[at:], ""), not special)
 
     def _stripped(self, before: str, piece: str, after: str) -> str:
         piece = piece.rstrip() if after in self._takes_before else piece
         return piece.lstrip() if before in self._takes_after else piece
 
-    def _encode_piece(self, piece: str, first: bool, known: Mapping[str, list[int]]) -> list[int]:
+    def _encode_piece(self, key: str, first: bool, known: Mapping[str, list[int]]) -> list[int]:
         """Encode text between special tokens, as the tokenizer does when it stands there."""
-        key = _key(piece, first)
-        ids = self._pieces.get(key)
+        ids = self._recalled(key)
         if ids is None:
-            ids = self._only_content(known[key] if key in known else self._encode_plain(piece, first))
-            if len(piece) < _CACHED_CHARS:
-                if len(self._pieces) >= _CACHED_PIECES:
-                    self._pieces.clear()
-                self._pieces[key] = ids
+            ids = self._only_content(known[key] if key in known else self._encode_plain(_piece(key, first), first))
+            if len(key) <= _CACHED_CHARS:
+                self._remember(key, ids)
         return ids
+
+    def _recalled(self, key: str) -> list[int] | None:
+        ids = self._pieces.get(key)
+        if ids is None and (ids := self._older_pieces.get(key)) is not None:
+            self._remember(key, ids)
+        return ids
+
+    def _remember(self, key: str, ids: list[int]) -> None:
+        """Keep ids; the older half of what is kept is forgotten, but for what was asked for since."""
+        if len(self._pieces) >= _CACHED_PIECES:
+            self._older_pieces, self._pieces = self._pieces, {}
+        self._pieces[key] = ids
 
     def _plain(self, piece: str, first: bool) -> str:
         """Return a piece unmasked, behind a token unless first, so that no text's start is marked in the middle."""
@@ -213,7 +225,12 @@ class PieceEncoder:
 
 
 def _key(piece: str, first: bool) -> str:
-    return piece if first else _NOT_FIRST + piece
+    """Return what a piece's ids are kept by; "" of an empty one."""
+    return piece if first or not piece else _NOT_FIRST + piece
+
+
+def _piece(key: str, first: bool) -> str:
+    return key if first else key[len(_NOT_FIRST) :]
 
 
 def _literal_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

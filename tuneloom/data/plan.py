@@ -1,6 +1,7 @@
 """Which samples make an optimizer step, and how they go through the model.
 
-The batch size and accumulation say *which* samples make a step; how they are packed is decided here.
+The batch size and accumulation say *which* samples make a step; how they are packed is decided here: end to end without
+padding, and what several samples begin with (a system prompt) only once.
 The loss is a sum over supervised tokens divided by their count in the whole step, so
 any split into micro-batches gives the same gradient.
 """
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloom.config import TrainingConfig
-from tuneloom.types import IGNORE_INDEX, MicroBatch, Sample, StepPlan
+from tuneloom.types import IGNORE_INDEX, Layout, MicroBatch, Sample, Segment, StepPlan
 
 
 class StepSchedule:
@@ -77,18 +78,138 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray[tuple[int
 
 
 PASS_COST_TOKENS = 48
-"""What one more pass through the model is taken to cost beyond its tokens, in tokens.
+"""What one more padded pass through the model is taken to cost beyond its tokens, in tokens.
 
 A choice, not a measurement: a line through passes of 80 to 1,280 tokens of SmolLM2 on two CPU
 cores gave 73; the split is exact with any value."""
 
+MIN_SHARED_TOKENS = 16
+"""Fewest tokens that are worth a segment of their own."""
 
-def plan_step(samples: Sequence[Sample], max_tokens: int) -> StepPlan:
-    """Pack a step's samples into micro-batches of at most `max_tokens` tokens, padding counted.
 
-    Samples sorted by length are cut into runs so that padded tokens plus the cost of each pass
-    are the fewest possible (dynamic programming); one longer than the budget goes alone.
+def plan_step(samples: Sequence[Sample], max_tokens: int, layout: Layout = Layout.SHARED) -> StepPlan:
+    """Pack a step's samples into micro-batches of at most `max_tokens` rows; one longer than that goes alone.
+
+    Padded: samples sorted by length are cut into runs so that padded tokens plus the cost of each pass are the fewest
+    possible. Else as few micro-batches as the budget allows, of about equal size; what samples may share are inputs
+    before the first row that any of them has a label at.
     """
+    if layout == Layout.PADDED:
+        groups = _cut_padded(samples, max_tokens)
+        return StepPlan(tuple(pack(group) for group in groups), len(samples))
+    if layout == Layout.PACKED:
+        order = sorted(samples, key=lambda sample: sample.num_tokens)
+        groups = _cut_packed(order, [0] * len(order), max_tokens)
+        return StepPlan(tuple(pack(group) for group in groups), len(samples))
+    order = sorted(samples, key=_order_of_prefixes)
+    groups = _cut_packed(order, _shared_with_previous(order), max_tokens)
+    return StepPlan(tuple(pack(group, share=True) for group in groups), len(samples))
+
+
+def pack(samples: Sequence[Sample], share: bool = False) -> MicroBatch:
+    """Lay samples end to end. The last token of each is a label only, never an input.
+
+    Args:
+        samples: with `share` those that begin alike must be neighbours.
+        share: whether to store common beginnings once.
+    """
+    packing = _Packing(samples, _shared_with_previous(samples) if share else [0] * len(samples))
+    packing.add(0, len(samples), 0, -1)
+    num_tokens = sum(sample.num_tokens - 1 for sample in samples)
+    return packing.micro_batch(num_tokens)
+
+
+class _Packing:
+    """Samples being laid end to end, as the trie of what they share.
+
+    Args:
+        samples: in order.
+        shared: tokens that each may share with the one before it.
+    """
+
+    def __init__(self, samples: Sequence[Sample], shared: Sequence[int]) -> None:
+        self.samples = samples
+        self.shared = shared
+        self.parts: list[tuple[Sample, int, int]] = []
+        self.segments: list[Segment] = []
+
+    def add(self, first: int, end: int, depth: int, parent: int) -> None:
+        """Add samples first..end, all of which have their first `depth` tokens in `parent` and before it."""
+        begin = first
+        for cut in range(first + 1, end + 1):
+            if cut < end and self.shared[cut] - depth >= MIN_SHARED_TOKENS:
+                continue
+            if cut - begin == 1:
+                self._append(self.samples[begin], depth, self.samples[begin].num_tokens - 1, parent)
+            else:
+                deeper = min(self.shared[begin + 1 : cut])
+                self.add(begin, cut, deeper, self._append(self.samples[begin], depth, deeper, parent))
+            begin = cut
+
+    def _append(self, sample: Sample, start: int, end: int, parent: int) -> int:
+        row = self.segments[-1].end if self.segments else 0
+        self.parts.append((sample, start, end))
+        self.segments.append(Segment(row, row + end - start, parent))
+        return len(self.segments) - 1
+
+    def micro_batch(self, num_tokens: int) -> MicroBatch:
+        ids_N = np.concatenate([sample.ids_T[start:end] for sample, start, end in self.parts]).astype(np.int64)
+        positions_N = np.concatenate([np.arange(start, end) for _, start, end in self.parts])
+        labels_N = np.concatenate([_labels(sample)[start:end] for sample, start, end in self.parts])
+        locations = tuple(sample.location for sample in self.samples)
+        return MicroBatch(ids_N, positions_N, labels_N, tuple(self.segments), num_tokens, locations)
+
+
+def _labels(sample: Sample) -> NDArray[np.int64]:
+    """Return what each input predicts, IGNORE_INDEX where that is not supervised."""
+    return np.where(sample.mask_T[1:], sample.ids_T[1:], IGNORE_INDEX).astype(np.int64)
+
+
+def _order_of_prefixes(sample: Sample) -> bytes:
+    """Return a key by which samples that begin alike are neighbours."""
+    return sample.ids_T.astype(">i4").tobytes()
+
+
+def _shared_with_previous(samples: Sequence[Sample]) -> list[int]:
+    """Return how many inputs each sample may share with the one before it; 0 where they are too few."""
+    shareable = [_num_shareable(sample) for sample in samples]
+    shared = [0]
+    for previous, sample, limit in zip(samples, samples[1:], map(min, shareable, shareable[1:]), strict=False):
+        alike = previous.ids_T[:limit] == sample.ids_T[:limit]
+        length = limit if alike.all() else int(alike.argmin())
+        shared.append(length if length >= MIN_SHARED_TOKENS else 0)
+    return shared
+
+
+def _num_shareable(sample: Sample) -> int:
+    """Return the inputs before the first row with a label; at least one row stays the sample's own."""
+    supervised = np.flatnonzero(sample.mask_T[1:])
+    return int(supervised[0]) if len(supervised) else max(0, sample.num_tokens - 2)
+
+
+def _cut_packed(samples: Sequence[Sample], shared: Sequence[int], max_tokens: int) -> list[Sequence[Sample]]:
+    """Cut samples, in their order, into the fewest runs whose rows fit, as equal as that allows."""
+    fewest = _filled(samples, shared, max_tokens)
+    total = sum(sample.num_tokens - 1 - alike for sample, alike in zip(samples, shared, strict=True))
+    even = _filled(samples, shared, min(max_tokens, math.ceil(1.05 * total / len(fewest))))
+    return even if len(even) == len(fewest) else fewest
+
+
+def _filled(samples: Sequence[Sample], shared: Sequence[int], max_tokens: int) -> list[Sequence[Sample]]:
+    """Cut samples into runs, each as long as the rows allow."""
+    runs: list[Sequence[Sample]] = []
+    begin, rows = 0, 0
+    for i, (sample, alike) in enumerate(zip(samples, shared, strict=True)):
+        inputs = sample.num_tokens - 1
+        if i > begin and rows + inputs - alike > max_tokens:
+            runs.append(samples[begin:i])
+            begin, rows, alike = i, 0, 0
+        rows += inputs - alike if i > begin else inputs
+    return [*runs, samples[begin:]] if len(samples) > begin else runs
+
+
+def _cut_padded(samples: Sequence[Sample], max_tokens: int) -> list[Sequence[Sample]]:
+    """Cut samples into runs by dynamic programming over their sorted lengths."""
     order = sorted(samples, key=lambda sample: sample.num_tokens, reverse=True)
     widths = [sample.num_tokens - 1 for sample in order]
     costs = [0.0] + [math.inf] * len(order)  # costs[k]: of the first k samples, at best
@@ -100,24 +221,9 @@ def plan_step(samples: Sequence[Sample], max_tokens: int) -> StepPlan:
                 break
             if costs[start] + padded + PASS_COST_TOKENS < costs[end]:
                 costs[end], starts[end] = costs[start] + padded + PASS_COST_TOKENS, start
-    groups = []
+    groups: list[Sequence[Sample]] = []
     end = len(order)
     while end:
         groups.append(order[starts[end] : end])
         end = starts[end]
-    return StepPlan(tuple(pad(group) for group in reversed(groups)), len(samples))
-
-
-def pad(samples: Sequence[Sample]) -> MicroBatch:
-    """Pad samples on the right to one length. The last token of each is a label only, never an input."""
-    width = max(sample.num_tokens for sample in samples) - 1
-    shape = (len(samples), width)
-    ids_BT = np.zeros(shape, dtype=np.int64)
-    attention_BT = np.zeros(shape, dtype=np.int64)
-    labels_BT = np.full(shape, IGNORE_INDEX, dtype=np.int64)
-    for row, sample in enumerate(samples):
-        length = sample.num_tokens - 1
-        ids_BT[row, :length] = sample.ids_T[:-1]
-        attention_BT[row, :length] = 1
-        labels_BT[row, :length] = np.where(sample.mask_T[1:], sample.ids_T[1:], IGNORE_INDEX)
-    return MicroBatch(ids_BT, attention_BT, labels_BT, tuple(sample.location for sample in samples))
+    return groups[::-1]

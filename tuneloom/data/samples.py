@@ -54,7 +54,7 @@ def _sample(conversation: Conversation, layout: Layout, config: DataConfig, rend
             "weight", 0, "no answer to learn from", "give the last answer weight 1, or set data.train_on to assistant"
         )
     end = int(on[-1]) + 1
-    ids_T = np.array(layout.ids, np.int32)
+    ids_T = np.fromiter(layout.ids, np.int32, len(layout.ids))
     if end <= config.cutoff_len:
         return Made(Sample(ids_T[:end], mask_T[:end], conversation.location), end, len(on))
     _refuse_overflow(conversation, end, config)

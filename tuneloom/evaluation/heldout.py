@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tuneloom.data.plan import plan_step
-from tuneloom.models.forward import supervised_loss_sum
+from tuneloom.models.forward import layout_of, supervised_loss_sum
 from tuneloom.types import Sample
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def heldout_loss(
         max_tokens: token budget of a micro-batch.
         on_progress: called with (micro-batches done, all); may raise to stop.
     """
-    plan = plan_step(samples, max_tokens)
+    plan = plan_step(samples, max_tokens, layout_of(model, training=False))
     training = model.training
     model.eval()
     total = 0.0

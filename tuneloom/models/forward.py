@@ -1,51 +1,184 @@
-"""Micro-batches through a model: logits of supervised tokens only, and their loss.
+"""Micro-batches through a model: the loss of supervised tokens, and no logits of any other.
 
-Shapes: B samples, T tokens (padded), R supervised rows of the micro-batch, V vocabulary.
+Shapes: N rows of the micro-batch, B samples, T tokens (padded), R supervised rows, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from tuneloom.types import IGNORE_INDEX, MicroBatch
+from tuneloom.models.packed_attention import ATTENTION, PackedAttention
+from tuneloom.types import IGNORE_INDEX, Layout, MicroBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CHUNK_ROWS = 256
+"""Supervised rows whose logits exist at a time."""
 
-def supervised_logits(model: PreTrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits_RV and labels_R of the supervised rows, in row-major order of the batch.
 
-    The head is given the rows whose next token is supervised and no others, so prompts cost no
-    head. The rows are picked by a hook on the head: whatever a family does to its logits
-    afterwards (a scale, a soft cap) is done as always.
+PACKED = "packed"
+"""Name of the packed path where people choose: other names are transformers' attention, with padded samples."""
+
+
+def use_attention(model: PreTrainedModel, name: str) -> None:
+    """Put a model, or the base of an adapted one, on an attention path."""
+    model.set_attn_implementation(ATTENTION if name == PACKED else name)
+
+
+def layout_of(model: PreTrainedModel, training: bool) -> Layout:
+    """Return how samples must lie in the micro-batches of a model.
+
+    With dropout each sample draws its own, so that what samples share is then stored for each.
     """
-    device = next(model.parameters()).device
-    labels_N = torch.from_numpy(batch.labels_BT).reshape(-1)
-    rows_R = (labels_N != IGNORE_INDEX).nonzero().squeeze(1)
-    labels_R = labels_N[rows_R].to(device)
-    rows_R = rows_R.to(device)
-
-    def pick_rows(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden_BTD = args[0]
-        return (hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, rows_R), *args[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(pick_rows)
-    try:
-        output = model(
-            input_ids=torch.from_numpy(batch.ids_BT).to(device),
-            attention_mask=torch.from_numpy(batch.attention_BT).to(device),
-            use_cache=False,
-        )
-    finally:
-        handle.remove()
-    return output.logits, labels_R
+    if model.config._attn_implementation != ATTENTION:
+        return Layout.PADDED
+    drops = training and any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    return Layout.PACKED if drops else Layout.SHARED
 
 
 def supervised_loss_sum(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
-    """Return the summed cross-entropy (nats) of the batch's supervised tokens, fp32 scalar."""
-    logits_RV, labels_R = supervised_logits(model, batch)
-    return F.cross_entropy(logits_RV.float(), labels_R, reduction="sum")
+    """Return the summed cross-entropy (nats) of the batch's supervised tokens, scalar, fp32 (fp64 of an fp64 model).
+
+    The head sees the supervised rows only. Where it is a frozen linear layer whose output is the model's, their logits exist
+    a chunk at a time; else (a trained head, a soft cap on logits) the model computes them.
+
+    Raises:
+        RuntimeError: the batch has shared prefixes, and the model takes padded samples.
+    """
+    labels_N = torch.from_numpy(batch.labels_N).to(model.device)
+    inputs, places_N = _inputs(model, batch)
+    rows_R = (labels_N != IGNORE_INDEX).nonzero().squeeze(1)
+    labels_R = labels_N[rows_R]
+    rows_R = rows_R if places_N is None else places_N[rows_R]
+    head = model.get_output_embeddings()
+    if not _is_frozen_linear(head) or getattr(model, _SHAPED, False):
+        return _cross_entropy(_logits(model, inputs, rows_R), labels_R)
+    hidden_RD, first_logits = _hidden(model, inputs, rows_R)
+    if not hasattr(model, _SHAPED):
+        with torch.no_grad():
+            setattr(model, _SHAPED, not torch.equal(head(hidden_RD[:1]).view(-1), first_logits.view(-1)))
+        if getattr(model, _SHAPED):
+            return _cross_entropy(_logits(model, inputs, rows_R), labels_R)
+    loss: torch.Tensor = _HeadLoss.apply(hidden_RD, head.weight, head.bias, labels_R)  # type: ignore[no-untyped-call]
+    return loss
+
+
+_SHAPED = "_tuneloom_shapes_logits"
+"""Name under which a model keeps whether it does more to its logits than its head does."""
+
+
+def supervised_logits(model: PreTrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits_RV and labels_R of the supervised rows, in the order of the micro-batch."""
+    labels_N = torch.from_numpy(batch.labels_N).to(model.device)
+    inputs, places_N = _inputs(model, batch)
+    rows_R = (labels_N != IGNORE_INDEX).nonzero().squeeze(1)
+    return _logits(model, inputs, rows_R if places_N is None else places_N[rows_R]), labels_N[rows_R]
+
+
+def _inputs(model: PreTrainedModel, batch: MicroBatch) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """Return what the model is called with, and where row n of the batch is among its B x T rows (None: at n)."""
+    device = model.device
+    if model.config._attn_implementation == ATTENTION:
+        inputs = {
+            "input_ids": torch.from_numpy(batch.ids_N).to(device).unsqueeze(0),
+            "position_ids": torch.from_numpy(batch.positions_N).to(device).unsqueeze(0),
+            "attention_mask": torch.empty((1, 1, 1, 1), device=device),  # handed on as it is, so none is made
+            "packed": PackedAttention(batch, device),
+        }
+        return inputs, None
+    if any(segment.parent >= 0 for segment in batch.segments):
+        raise RuntimeError("a micro-batch with shared prefixes for a model that takes padded samples")
+    lengths = [segment.end - segment.start for segment in batch.segments]
+    ids_BT = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
+    places_BT = np.arange(ids_BT.size).reshape(ids_BT.shape)
+    kept_BT = np.arange(ids_BT.shape[1]) < np.array(lengths)[:, None]
+    ids_BT[kept_BT] = batch.ids_N
+    padded = {"input_ids": ids_BT, "attention_mask": kept_BT.astype(np.int64)}
+    return {name: torch.from_numpy(array).to(device) for name, array in padded.items()}, torch.from_numpy(
+        places_BT[kept_BT]
+    ).to(device)
+
+
+def _logits(model: PreTrainedModel, inputs: dict[str, Any], rows_R: torch.Tensor) -> torch.Tensor:
+    """Run the model with the head given some rows only; return its logits_RV.
+
+    Rows are picked by a hook on the head: whatever a family does to its logits afterwards is done as always.
+    """
+
+    def pick_rows(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (_picked(args[0], rows_R), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick_rows)
+    try:
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits
+
+
+def _hidden(model: PreTrainedModel, inputs: dict[str, Any], rows_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the model; return what goes into the head at some rows, (R, D), and the model's logits of the first of them."""
+    found: list[torch.Tensor] = []
+
+    def keep_rows(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        found.append(_picked(args[0], rows_R))
+        return (found[0][:1].detach(), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(keep_rows)
+    try:
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    finally:
+        handle.remove()
+    return found[0], logits
+
+
+def _picked(hidden_BTD: torch.Tensor, rows_R: torch.Tensor) -> torch.Tensor:
+    return hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, rows_R)
+
+
+def _is_frozen_linear(head: nn.Module) -> bool:
+    return type(head) is nn.Linear and not any(parameter.requires_grad for parameter in head.parameters())
+
+
+def _cross_entropy(logits_RV: torch.Tensor, labels_R: torch.Tensor) -> torch.Tensor:
+    exact = torch.promote_types(logits_RV.dtype, torch.float32)
+    return F.cross_entropy(logits_RV.to(exact), labels_R, reduction="sum")
+
+
+class _HeadLoss(torch.autograd.Function):
+    """The summed cross-entropy of a frozen linear head, whose logits become their own gradient, a chunk at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_RD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, labels_R: torch.Tensor
+    ) -> torch.Tensor:
+        exact = torch.promote_types(hidden_RD.dtype, torch.float32)
+        total = hidden_RD.new_zeros((), dtype=exact)
+        d_hidden_RD = torch.empty_like(hidden_RD) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(labels_R), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            labels_C1 = labels_R[rows].unsqueeze(1)
+            logits_CV = F.linear(hidden_RD[rows], weight_VD, bias_V).to(exact)
+            wanted_C1 = logits_CV.gather(1, labels_C1)
+            if d_hidden_RD is None:
+                total += (logits_CV.logsumexp(1, keepdim=True) - wanted_C1).sum()
+                continue
+            largest_C1 = logits_CV.amax(1, keepdim=True)
+            exps_CV = logits_CV.sub_(largest_C1).exp_()
+            sums_C1 = exps_CV.sum(1, keepdim=True)
+            total += (sums_C1.log() + largest_C1 - wanted_C1).sum()
+            gradient_CV = exps_CV.div_(sums_C1).scatter_add_(1, labels_C1, -torch.ones_like(wanted_C1))
+            torch.mm(gradient_CV.to(hidden_RD.dtype), weight_VD, out=d_hidden_RD[rows])
+        ctx.save_for_backward(d_hidden_RD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        (d_hidden_RD,) = ctx.saved_tensors
+        return d_hidden_RD * grads[0].to(d_hidden_RD.dtype), None, None, None

@@ -68,7 +68,7 @@ def _title(text: str) -> Options:
 
 
 def _legend(lines: list[Line]) -> Options:
-    names = [line.name for line in lines if line.name]
+    names = [line.name for line in lines if line.name and line.points]
     style = {":color": css("--text"), "fontSize": 12}
     return {
         "show": True,

@@ -13,6 +13,30 @@ from tuneloom.rundir import write_atomically
 from tuneloom.studio.jobs import write_state
 
 
+class Stopping:
+    """Ends this process in order at SIGTERM, so that what is half written goes; `asked` says whether that was.
+
+    An exit that is raised while the interpreter lets go of an object (in `__del__`, in a weak reference's callback) is
+    dropped by it; it is raised again shortly after.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, self._stop)
+        sys.unraisablehook = self._dropped
+
+    def _stop(self, _: int, __: object) -> None:
+        self.asked = True
+        sys.exit(128 + signal.SIGTERM)
+
+    def _dropped(self, told: sys.UnraisableHookArgs) -> None:
+        if self.asked and issubclass(told.exc_type, SystemExit):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        else:
+            sys.__unraisablehook__(told)
+
+
 def main(folder: str) -> int:
     """Run `tuneloom` with the job's arguments in this process; return the exit code."""
     place = Path(folder)
@@ -20,14 +44,7 @@ def main(folder: str) -> int:
     job = json.loads((place / "job.json").read_text(encoding="utf-8"))
     sys.argv = ["tuneloom", *job["arguments"]]
     code = 1
-    stopped = False
-
-    def stop(number: int, _: object) -> None:  # an end in order: what is half written goes
-        nonlocal stopped
-        stopped = True
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
+    stopping = Stopping()
     try:
         runpy.run_module("tuneloom", run_name="__main__", alter_sys=True)
         code = 0
@@ -36,6 +53,6 @@ def main(folder: str) -> int:
             print(end.code, file=sys.stderr)  # noqa: T201 as the interpreter would
         code = end.code if isinstance(end.code, int) else (0 if end.code is None else 1)
     finally:
-        if not stopped:
+        if not stopping.asked:
             write_atomically(place / "exit.json", json.dumps({"code": code}) + "\n")
     return code

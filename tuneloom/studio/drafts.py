@@ -21,6 +21,7 @@ from tuneloom.errors import UserError
 from tuneloom.rundir import write_atomically
 from tuneloom.studio.jobs import Job, Jobs
 from tuneloom.studio.questions import new_values, run_name
+from tuneloom.studio.uploads import UPLOADS
 
 MAX_UPLOAD_BYTES = 512 << 20
 PASTED = "pasted.yaml"
@@ -50,7 +51,7 @@ class Drafts:
     def __init__(self, runs: Path) -> None:
         self.runs = runs
         self.folder = runs / ".studio" / "drafts"
-        self.uploads = runs / ".studio" / "uploads"
+        self.uploads = runs / UPLOADS
 
     def load(self) -> Draft:
         """Return the draft; a new one where there is none, or where it is torn."""

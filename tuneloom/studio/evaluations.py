@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tuneloom.data.sources import BUILTIN
-from tuneloom.rundir import folder_bytes, read_json_map
+from tuneloom.rundir import EXPORTS, folder_bytes, read_json_map
 from tuneloom.studio.frame import Studio
 from tuneloom.studio.jobs import Job
-from tuneloom.studio.targets import EXPORTS
+from tuneloom.studio.uploads import UPLOADS
 
 RESULT = "result"
 PREDICTIONS = "predictions.jsonl"
@@ -33,7 +33,7 @@ def upload_place(studio: Studio, name: str) -> Path:
     """Return where an upload is kept: a folder of its own, under its own name as far as that can be trusted."""
     stem, suffix = Path(name).stem, Path(name).suffix
     stem = _UNSAFE.sub("_", stem).strip("._")[:80] or "data"
-    folder = studio.runs / ".studio" / "uploads" / secrets.token_hex(8)
+    folder = studio.runs / UPLOADS / secrets.token_hex(8)
     return folder / (stem + _UNSAFE.sub("", suffix)[:12])
 
 

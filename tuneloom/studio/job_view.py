@@ -10,6 +10,7 @@ from nicegui import ui
 
 from tuneloom.studio.frame import Studio
 from tuneloom.studio.jobs import Job, Kind
+from tuneloom.studio.said import heard_log
 from tuneloom.studio.texts import Texts
 
 _DOTS = {"running": "live", "done": "done", "failed": "failed", "killed": "interrupted"}
@@ -78,7 +79,7 @@ def job_head(studio: Studio, texts: Texts, job: Job, described: str) -> None:
         if ended == "running":
             ui.button(texts("job.stop"), on_click=lambda: studio.jobs.stop(job)).props("outline dense no-caps").classes("push")
     if ended == "failed":
-        ui.label(job.last_words()).classes("note bad mono").props('role="alert"')
+        ui.label(heard_log(texts, job.last_words())).classes("note bad mono").props('role="alert"')
     if ended == "killed":
         ui.label(texts("job.killed_why")).classes("note")
 
@@ -86,7 +87,7 @@ def job_head(studio: Studio, texts: Texts, job: Job, described: str) -> None:
 def job_log(texts: Texts, job: Job) -> None:
     """Draw what a job printed, folded."""
     with ui.expansion(texts("job.log")).props("dense"):
-        ui.label(job.log_tail().replace("\r", "\n") or "…").classes("mono")
+        ui.label(heard_log(texts, job.log_tail().replace("\r", "\n")) or "…").classes("mono")
 
 
 def when_it_changes(job: Job, redraw: Callable[[], object]) -> None:

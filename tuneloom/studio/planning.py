@@ -1,4 +1,7 @@
-"""The studio's end of the planner: starts it when it is first asked, hands requests over, keeps answers until fetched."""
+"""The studio's end of the planner: starts it when it is asked, hands requests over, keeps answers until fetched.
+
+A planner that nobody has asked anything for a while is let go; it holds tokenizers and the libraries that read data.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any, Literal
 
+IDLE_SECONDS = 5 * 60.0
 _LOG = "planner.log"
 # With -P: nothing that lies in the folder where the studio was started is taken for a module; but this very package is.
 _CHILD = (
@@ -24,12 +28,15 @@ class Planning:
 
     Args:
         runs: the folder of runs.
+        idle_seconds: after which a planner without work is let go.
     """
 
-    def __init__(self, runs: Path) -> None:
+    def __init__(self, runs: Path, idle_seconds: float = IDLE_SECONDS) -> None:
         self.runs = runs
+        self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._timer: threading.Timer | None = None
         self._last = 0
         self._asked: dict[int, dict[str, Any]] = {}
         """By id: empty until something is told of it."""
@@ -54,6 +61,7 @@ class Planning:
                 stdin.flush()
             except OSError as error:
                 self._asked[self._last] = {"fault": str(error)}
+            self._wait_for_idleness()
             return self._last
 
     def told(self, number: int) -> dict[str, Any] | None:
@@ -68,6 +76,33 @@ class Planning:
         """Let go of a request that nobody waits for any more."""
         with self._lock:
             self._asked.pop(number, None)
+
+    @property
+    def pid(self) -> int | None:
+        """The planner's process, where there is one."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def _wait_for_idleness(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(self._idle_seconds, self._let_go)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _let_go(self) -> None:
+        """End the planner, unless it still owes an answer; then it is looked at again."""
+        with self._lock:
+            if any(not answer or "progress" in answer for answer in self._asked.values()):
+                self._wait_for_idleness()
+                return
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                process.wait()
+                with contextlib.suppress(OSError):
+                    assert process.stdin is not None
+                    process.stdin.close()
 
     def _running(self) -> subprocess.Popen[str]:
         """Return the process, started where there is none."""
@@ -89,12 +124,13 @@ class Planning:
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            with contextlib.suppress(ValueError):
-                answer = json.loads(line)
-                with self._lock:
-                    if answer.get("id") in self._asked:
-                        self._asked[answer["id"]] = answer
+        with process.stdout as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):
+                    answer = json.loads(line)
+                    with self._lock:
+                        if answer.get("id") in self._asked:
+                            self._asked[answer["id"]] = answer
         with self._lock:
             if process is self._process:
                 for number in self._asked:

@@ -6,23 +6,29 @@ import ipaddress
 import re
 import secrets
 import socket
+import threading
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import psutil
-import uvicorn
-from fastapi import FastAPI, Query
-from fastapi.responses import Response
-from nicegui import Client, ui
-from nicegui import app as nicegui
-from starlette.requests import Request
 
 from tuneloom.errors import UserError
+from tuneloom.studio.lean import lean_imports
+
+with lean_imports():
+    import uvicorn
+    from fastapi import FastAPI, Query
+    from fastapi.responses import Response
+    from nicegui import Client, ui
+    from nicegui import app as nicegui
+    from starlette.requests import Request
+
 from tuneloom.studio.frame import LANGUAGE_COOKIE, STYLE_PATH, THEME_COOKIE, Studio, frame
 from tuneloom.studio.guard import COOKIE, TOKEN, Guard
 from tuneloom.studio.jobs import Jobs
+from tuneloom.studio.uploads import tidy_uploads
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 compared, not bound
@@ -60,6 +66,7 @@ def serve(runs: Path, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT, say:
         ws_max_size=16 << 20,
         timeout_graceful_shutdown=1,
     )
+    threading.Thread(target=tidy_uploads, args=(studio.runs, studio.jobs), daemon=True).start()
     uvicorn.Server(config).run(sockets=[listening])
 
 

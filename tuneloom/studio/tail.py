@@ -84,6 +84,15 @@ class RunTail:
                 self._head, self._seen = head, seen
                 return self._read(file)
 
+    def unread_bytes(self) -> int:
+        """Return how much the next update reads, 0 where there is no file."""
+        try:
+            found = self.run.metrics.stat()
+        except FileNotFoundError:
+            return 0
+        replaced = self._seen is None or found.st_ino != self._seen[0] or found.st_size < self._offset
+        return found.st_size - (0 if replaced else self._offset)
+
     def summary(self) -> RunSummary:
         """Return the run in a line, as of the last update.
 

@@ -9,13 +9,11 @@ from tuneloom.adapters.store import CONFIG_FILE
 from tuneloom.config import Config, load_config
 from tuneloom.errors import UserError
 from tuneloom.models.embedded import EMBEDDED, ready_folder
-from tuneloom.rundir import RunDirectory, read_json_map
+from tuneloom.rundir import EXPORTS, RunDirectory, read_json_map
 from tuneloom.studio.chats import MAX_TEXT
 from tuneloom.studio.frame import Studio, id_of
 
 OTHER = "other"
-EXPORTS = "exports"
-"""Folder beside the runs that exports are written into."""
 _MODEL = "model-"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from tuneloom.studio.heard_texts import HEARD
+
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 
@@ -188,6 +190,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "new.yaml": ("The YAML that will run", "将要运行的 YAML"),
     "new.copy": ("Copy", "复制"),
     "new.copied": ("Copied", "已复制"),
+    "new.between": (";", "；"),
+    "new.got": ("got {value}", "得到 {value}"),
     "new.yaml_wrong": ("There is none until the settings are right.", "修正设置后才有。"),
     "new.load": ("Load a YAML", "载入 YAML"),
     "new.load_label": (
@@ -470,7 +474,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "runs.not_deleted": ("It could not be deleted: {reason}", "无法删除：{reason}"),
     "runs.broken": ("No run any more: {missing} is missing", "已不是完整的训练：缺少 {missing}"),
     "runs.no_access": ("The folder may not be read", "没有读取该文件夹的权限"),
-}
+} | HEARD
 
 
 class Texts:
@@ -480,7 +484,7 @@ class Texts:
         self.language = language
         self._column = LANGUAGES.index(language)
 
-    def __call__(self, key: str, **values: object) -> str:
+    def __call__(self, key: str, /, **values: object) -> str:
         """Return a text.
 
         Raises:

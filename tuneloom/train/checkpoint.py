@@ -49,6 +49,7 @@ class Window:
     loss_sum: float = 0.0
     supervised_tokens: int = 0
     tokens: int = 0
+    useful_gflop: float = 0.0
     seconds: float = 0.0
 
 
@@ -59,6 +60,7 @@ class TrainingState:
     Attributes:
         step: steps done; the next one is this index.
         tokens, supervised_tokens: trained on so far.
+        useful_gflop: what they needed (see `WorkPerToken`).
         seconds: spent in steps so far.
         best_loss, best_step: of the validation, where there was one.
         final_loss: mean train loss of the last logged window.
@@ -71,6 +73,7 @@ class TrainingState:
     step: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
+    useful_gflop: float = 0.0
     seconds: float = 0.0
     best_loss: float | None = None
     best_step: int | None = None

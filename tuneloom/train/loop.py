@@ -19,11 +19,11 @@ from tuneloom.errors import GuardError, Interrupted, TuneloomError
 from tuneloom.evaluation.heldout import heldout_loss
 from tuneloom.evaluation.predict import predict, turn_rows
 from tuneloom.generate.generator import Generator
-from tuneloom.models.forward import supervised_loss_sum
+from tuneloom.models.forward import layout_of, supervised_loss_sum
 from tuneloom.rundir import RunDirectory
 from tuneloom.train.checkpoint import TrainingState, Window, prune, restore, restore_rng, rng_tensors, save_checkpoint
 from tuneloom.train.interrupt import InterruptFlag
-from tuneloom.train.measure import peak_memory_gib
+from tuneloom.train.measure import peak_memory_gib, work_per_token
 from tuneloom.train.optim import build_optimizer, build_scheduler, scheduler_state, trainable_parameters
 from tuneloom.train.prepare import Job
 from tuneloom.train.recorder import Recorder
@@ -57,6 +57,8 @@ class Loop:
         self.scheduler = build_scheduler(optimizer, self.settings, job.schedule.num_steps)
         self.model, self.optimizer = self.accelerator.prepare(job.model, optimizer)
         self.parameters = list(trainable_parameters(job.model).values())
+        self.layout = layout_of(job.model, training=True)
+        self.work = work_per_token(job.model)
         self.generator = Generator(job.model, job.renderer)
 
     def resume(self, checkpoint: Path) -> None:
@@ -108,7 +110,8 @@ class Loop:
     def _update(self) -> None:
         start = time.perf_counter()
         job, step = self.job, self.state.step
-        plan = plan_step([job.data.train[i] for i in job.schedule.indices(step)], job.tokens_per_microbatch)
+        samples = [job.data.train[i] for i in job.schedule.indices(step)]
+        plan = plan_step(samples, job.tokens_per_microbatch, self.layout)
         self.model.train()
         losses = []
         for batch in plan.micro_batches:
@@ -135,10 +138,13 @@ class Loop:
         state.settled = False
         state.tokens += plan.num_tokens
         state.supervised_tokens += plan.num_supervised_tokens
+        work = self.work.gflop(plan)
+        state.useful_gflop += work
         state.seconds += seconds
         window.loss_sum += step_loss * plan.num_supervised_tokens
         window.supervised_tokens += plan.num_supervised_tokens
         window.tokens += plan.num_tokens
+        window.useful_gflop += work
         window.seconds += seconds
 
     def _guard(self, step: int, plan: StepPlan, losses: Sequence[torch.Tensor], step_loss: float, grad_norm: float) -> None:
@@ -180,12 +186,18 @@ class Loop:
             "supervised_tokens": state.supervised_tokens,
             "tokens_per_second": round(tokens_per_second, 2),
             "supervised_tokens_per_second": round(window.supervised_tokens / window.seconds, 2),
+            "mfu": self._share_of_peak(window.useful_gflop / window.seconds),
             "step_seconds": round(window.seconds, 4),
             "peak_memory_gib": round(peak_memory_gib(self.job.device), 3),
         }
         self.recorder.event("step", **fields)
-        self._track({key: value for key, value in fields.items() if key != "step"})
+        self._track({key: value for key, value in fields.items() if key != "step" and value is not None})
         state.window = Window()
+
+    def _share_of_peak(self, gflops: float) -> float | None:
+        """Return useful work over the measured rate of plain matrix products (MFU), where there is one."""
+        measured = self.job.precision.gflops.get(self.job.precision.name)
+        return round(gflops / measured, 4) if measured else None
 
     def _track(self, values: dict[str, Any]) -> None:
         if self.settings.report_to != "none":

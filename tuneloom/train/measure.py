@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psutil
@@ -13,9 +14,11 @@ import torch
 from torch import nn
 
 from tuneloom.data.plan import StepSchedule, plan_step
-from tuneloom.models.forward import supervised_loss_sum
+from tuneloom.errors import UserError
+from tuneloom.models.forward import PACKED, layout_of, supervised_loss_sum, use_attention
 from tuneloom.train.optim import trainable_parameters
-from tuneloom.types import MicroBatch, Sample
+from tuneloom.train.proof import takes_packed
+from tuneloom.types import Layout, MicroBatch, Sample, StepPlan
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 STEPS_LOOKED_THROUGH = 500
 """Steps whose micro-batches are planned ahead to find the heaviest."""
+SECONDS_OF_ONE_PATH = 10.0
+"""Where a micro-batch takes longer than this on the first attention path, no other is tried."""
 EAGER_MAX_TOKENS = 512
 """Longest micro-batch row for which plain products are tried as attention (measured: they win to 512, lose at 1,024)."""
 
@@ -32,7 +37,7 @@ class Trial:
     """One forward and backward of the heaviest micro-batch, measured.
 
     Attributes:
-        tokens: input tokens in it, padding left out.
+        tokens: input tokens of its samples.
         seconds: it took.
         peak_memory_gib: of the process (CPU: resident; CUDA: allocated) after it, with room for
             the optimizer's state added, since that comes with the first step.
@@ -47,11 +52,17 @@ class Trial:
         return self.tokens / self.seconds
 
 
-def heaviest_micro_batch(samples: Sequence[Sample], schedule: StepSchedule, max_tokens: int) -> MicroBatch:
-    """Return the micro-batch with the most padded tokens among those that the first steps will run."""
+def heaviest_micro_batch(samples: Sequence[Sample], schedule: StepSchedule, max_tokens: int, layout: Layout) -> MicroBatch:
+    """Return the micro-batch with the most rows among those that the first steps will run, padding counted."""
     steps = range(min(schedule.num_steps, STEPS_LOOKED_THROUGH))
-    plans = (plan_step([samples[i] for i in schedule.indices(step)], max_tokens) for step in steps)
-    return max((batch for plan in plans for batch in plan.micro_batches), key=lambda batch: batch.ids_BT.size)
+    plans = (plan_step([samples[i] for i in schedule.indices(step)], max_tokens, layout) for step in steps)
+    return max((batch for plan in plans for batch in plan.micro_batches), key=partial(_weight, layout))
+
+
+def _weight(layout: Layout, batch: MicroBatch) -> int:
+    if layout != Layout.PADDED:
+        return batch.num_rows
+    return len(batch.segments) * max(segment.end - segment.start for segment in batch.segments)
 
 
 def trial_micro_batch(model: PeftModel, batch: MicroBatch) -> Trial:
@@ -76,26 +87,55 @@ def trial_micro_batch(model: PeftModel, batch: MicroBatch) -> Trial:
     return Trial(batch.num_tokens, seconds, peak_memory_gib(model.device) + optimizer_bytes / GIB)
 
 
-def choose_attention(model: PeftModel, wanted: str, batch: MicroBatch) -> tuple[str, Trial]:
-    """Put the model on the attention path `wanted`; with `auto`, on the faster for a micro-batch.
+def choose_attention(model: PeftModel, wanted: str, heaviest: Callable[[Layout], MicroBatch]) -> tuple[str, Trial]:
+    """Put the model on the attention path `wanted`; with `auto`, on the fastest for the heaviest micro-batch.
 
-    On a CPU, plain matrix products beat torch's fused attention while sequences are short;
-    beyond `EAGER_MAX_TOKENS` they take more memory and time, so they are not tried.
+    The packed path is first, where the model takes it; then torch's fused attention on padded samples, and on a CPU plain
+    products, which beat it while sequences are short (beyond `EAGER_MAX_TOKENS` they are not tried). One that takes
+    long on a first path is not tried on others.
+
+    Args:
+        model: with its adapter.
+        wanted: a path, or `auto`.
+        heaviest: returns the heaviest micro-batch of a layout.
+
+    Raises:
+        UserError: the packed path was asked for, and the model does not take it.
     """
     base = model.get_base_model()
-    if wanted != "auto":
-        base.set_attn_implementation(wanted)
-        return wanted, trial_micro_batch(model, batch)
-    trial = trial_micro_batch(model, batch)
-    name = str(base.config._attn_implementation)
-    if model.device.type != "cpu" or name != "sdpa" or batch.ids_BT.shape[1] > EAGER_MAX_TOKENS or trial.seconds > 10:
-        return name, trial
-    base.set_attn_implementation("eager")
-    other = trial_micro_batch(model, batch)
-    if other.seconds < trial.seconds:
-        return "eager", other
-    base.set_attn_implementation("sdpa")
-    return "sdpa", trial
+    if wanted not in ("auto", PACKED):
+        use_attention(base, wanted)
+        return wanted, _trial(model, heaviest)
+    usual = str(base.config._attn_implementation)
+    found: dict[str, Trial] = {}
+    for name in (PACKED, usual, "eager"):
+        if name == PACKED and not takes_packed(base):
+            if wanted == PACKED:
+                raise UserError(
+                    "this model does not take packed samples",
+                    where="base_model.attn_implementation",
+                    got=PACKED,
+                    expected="auto, sdpa or eager",
+                )
+            continue
+        if found and (wanted == PACKED or next(iter(found.values())).seconds > SECONDS_OF_ONE_PATH):
+            break
+        use_attention(base, name)
+        batch = heaviest(layout_of(base, training=True))
+        if name == "eager" and (model.device.type != "cpu" or usual != "sdpa" or _longest(batch) > EAGER_MAX_TOKENS):
+            break
+        found[name] = trial_micro_batch(model, batch)
+    best = max(found, key=lambda name: found[name].tokens_per_second)
+    use_attention(base, best)
+    return best, found[best]
+
+
+def _trial(model: PeftModel, heaviest: Callable[[Layout], MicroBatch]) -> Trial:
+    return trial_micro_batch(model, heaviest(layout_of(model.get_base_model(), training=True)))
+
+
+def _longest(batch: MicroBatch) -> int:
+    return int(batch.positions_N.max()) + 1
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -112,28 +152,46 @@ def peak_memory_gib(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class WorkPerToken:
-    """Parameters that count for useful work: 4 x frozen + 6 x adapter a token, + 4 x head a supervised token.
+    """What counts for useful work: 4 x frozen + 6 x adapter a stored token, 4 x head a supervised one, and attention.
 
-    Full attention's products are left out: at these lengths they are small, and peers count so too.
+    A prefix that samples share is computed, and counted, once.
+
+    Attributes:
+        frozen, adapter, head: parameters in products.
+        attention: FLOPs of a pair of tokens, one of which attends to the other: 4 forward and 8 backward for each number
+            of each head, in all layers.
     """
 
     frozen: int
     adapter: int
     head: int
+    attention: int
 
-    def gflop(self, tokens: int, supervised_tokens: int) -> float:
-        """Return the useful GFLOP of training on so many tokens."""
-        return ((4 * self.frozen + 6 * self.adapter) * tokens + 4 * self.head * supervised_tokens) / 1e9
+    def gflop(self, plan: StepPlan) -> float:
+        """Return the useful GFLOP of training on a step's samples."""
+        linear = (4 * self.frozen + 6 * self.adapter) * plan.num_rows + 4 * self.head * plan.num_supervised_tokens
+        pairs = sum(int(batch.positions_N.sum()) + batch.num_rows for batch in plan.micro_batches)
+        return (linear + self.attention * pairs) / 1e9
 
 
 def work_per_token(model: PeftModel) -> WorkPerToken:
     """Count the parameters of products: linear layers without the head, the head, the adapter's."""
-    head = model.get_base_model().get_output_embeddings()
+    base = model.get_base_model()
+    head = base.get_output_embeddings()
     head = getattr(head, "base_layer", head)
     frozen = sum(
-        module.weight.numel()
+        _unpacked(module.weight)
         for module in model.modules()
         if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
     )
     adapter = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    return WorkPerToken(frozen, adapter, head.weight.numel())
+    config = base.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 0)
+    size = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+    return WorkPerToken(frozen, adapter, head.weight.numel(), 12 * heads * size * config.num_hidden_layers)
+
+
+def _unpacked(weight: torch.Tensor) -> int:
+    """Return how many numbers a weight has; 4-bit ones are packed."""
+    state = getattr(weight, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else weight.numel()

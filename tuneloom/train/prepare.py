@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,8 +206,8 @@ def prepare_job(
     tokens_per_microbatch = TOKENS_PER_MICROBATCH.get(device.type, 2048) if budget == "auto" else budget
     schedule = StepSchedule.of(config.training, len(data.train))
     say("measuring one micro-batch ...")
-    heaviest = heaviest_micro_batch(data.train, schedule, tokens_per_microbatch)
     attention = plan["attention"] if plan else config.base_model.attn_implementation
+    heaviest = partial(heaviest_micro_batch, data.train, schedule, tokens_per_microbatch)
     attention, trial = choose_attention(adapted, attention, heaviest)
     build_scheduler(build_optimizer(adapted, config.training), config.training, schedule.num_steps)  # refuses wrong arguments
     return Job(

@@ -19,7 +19,6 @@ from tuneloom.rundir import ADAPTER, CONFIG, DATA_REPORT, ENVIRONMENT, PLAN, Run
 from tuneloom.train.checkpoint import read_training_state
 from tuneloom.train.interrupt import InterruptFlag, catch_signals
 from tuneloom.train.loop import Loop
-from tuneloom.train.measure import work_per_token
 from tuneloom.train.origin import noted_origin
 from tuneloom.train.prepare import Job, Say, prepare_job
 from tuneloom.train.recorder import Listener, Recorder, no_listener
@@ -176,7 +175,6 @@ def run_job(
             restore_adapter(job.model, directory.checkpoint(loop.state.best_step))
         publish_adapter(job, directory)
         _predict_test(job, loop, directory, recorder, flag)
-        work = work_per_token(job.model).gflop(loop.state.tokens, loop.state.supervised_tokens)
         recorder.event(
             "end",
             step=loop.state.step,
@@ -185,7 +183,7 @@ def run_job(
             seconds=round(loop.state.seconds, 2),
             tokens=loop.state.tokens,
             tokens_per_second=round(loop.state.tokens / max(loop.state.seconds, 1e-9), 2),
-            useful_gflops=round(work / max(loop.state.seconds, 1e-9), 1),
+            useful_gflops=round(loop.state.useful_gflop / max(loop.state.seconds, 1e-9), 1),
         )
         write_report(job, directory)
     recorder.phase("done", result=ADAPTER)

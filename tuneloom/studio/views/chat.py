@@ -14,6 +14,7 @@ from tuneloom.errors import UserError
 from tuneloom.studio.chats import ENDED, MAX_TEXT, SIDES, Chat, Reply, Sampling, Side, Turn, Visitor, Visitors
 from tuneloom.studio.frame import Studio, frame
 from tuneloom.studio.picker import TargetPicker
+from tuneloom.studio.said import heard, heard_log
 from tuneloom.studio.targets import choices, config_of, find_choice, has_adapter
 from tuneloom.studio.texts import Texts
 from tuneloom.studio.voice import Voice, VoiceState
@@ -141,12 +142,12 @@ class ChatPage:
         ours = self._chat is not None and state.target == self._chat.target
         phase = state.phase if ours else "asleep"
         seconds = int(time.monotonic() - state.since)
-        values = {"seconds": seconds, "message": state.message}
+        values = {"seconds": seconds, "message": heard(self._texts, state.message)}
         self._status.set_text(self._texts(f"chat.{phase}", **values))
         self._dot.classes(replace=f"dot {_DOTS[phase]}")
         self._reload.set_visibility(phase == "failed")
         self._failure.set_visibility(phase == "failed")
-        self._failure.set_text(state.message if phase == "failed" else "")
+        self._failure.set_text(heard_log(self._texts, state.message) if phase == "failed" else "")
 
     # System prompt and sampling.
 
@@ -287,7 +288,8 @@ class AnswerCell:
         self._text.set_text(self._texts("chat.nothing") if nothing else reply.text)
         self._text.classes(replace="chat-text muted" if nothing else "chat-text")
         self._text.set_visibility(bool(reply.text) or nothing)
-        self._fault.set_text((reply.error or self._texts("chat.replaced")) if reply.status == "error" else "")
+        fault = heard_log(self._texts, reply.error) or self._texts("chat.replaced")
+        self._fault.set_text(fault if reply.status == "error" else "")
         self._fault.set_visibility(reply.status == "error")
         self._foot.set_text(self._foot_text(reply))
         return True

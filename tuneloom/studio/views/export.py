@@ -21,6 +21,7 @@ from tuneloom.studio.frame import Studio, frame, id_of
 from tuneloom.studio.job_view import job_head, job_list, job_log, target_name, when_it_changes
 from tuneloom.studio.jobs import Job
 from tuneloom.studio.picker import TargetPicker
+from tuneloom.studio.said import heard, heard_step
 from tuneloom.studio.targets import base_model_type, choices, find_choice, has_adapter
 from tuneloom.studio.texts import Texts
 
@@ -130,7 +131,7 @@ def _job_page(studio: Studio, texts: Texts, job: Job) -> None:
     def whole() -> None:
         with ui.element("section").classes("panel stack"):
             job_head(studio, texts, job, _described(job))
-            _draw_steps(job)
+            _draw_steps(texts, job)
             if job.ended() == "done":
                 _draw_result(texts, job)
             job_log(texts, job)
@@ -139,7 +140,7 @@ def _job_page(studio: Studio, texts: Texts, job: Job) -> None:
     when_it_changes(job, whole.refresh)
 
 
-def _draw_steps(job: Job) -> None:
+def _draw_steps(texts: Texts, job: Job) -> None:
     steps, running = said_steps(job.log_tail()), job.ended() == "running"
     with ui.element("ol").classes("steps"):
         for number, step in enumerate(steps, 1):
@@ -148,7 +149,7 @@ def _draw_steps(job: Job) -> None:
                 ui.element("div").classes(
                     "dot live" if now else "dot done" if job.ended() == "done" or number < len(steps) else "dot"
                 )
-                ui.label(step).style("min-width:0;overflow-wrap:anywhere;flex:1")
+                ui.label(heard_step(texts, step)).style("min-width:0;overflow-wrap:anywhere;flex:1")
 
 
 def _draw_result(texts: Texts, job: Job) -> None:
@@ -166,7 +167,7 @@ def _draw_result(texts: Texts, job: Job) -> None:
                     with ui.element("td"):
                         ui.label(text)
     for note in report.get("notes") or ():
-        ui.label(str(note)).classes("note")
+        ui.label(heard(texts, str(note))).classes("note")
     with ui.element("div").classes("line"):
         ui.label(out).classes("mono").style("min-width:0;overflow-wrap:anywhere")
         copied = ui.label().classes("small good").props('role="status"')

@@ -28,6 +28,7 @@ from tuneloom.studio.frame import Studio
 from tuneloom.studio.planning import Planning
 from tuneloom.studio.questions import Values, needs_name
 from tuneloom.studio.reasons import missing_trackers, reasons, source_reasons
+from tuneloom.studio.said import heard_mistake
 from tuneloom.studio.settings_zh import SETTINGS_ZH
 from tuneloom.studio.texts import Texts
 
@@ -201,20 +202,22 @@ class Form:
     def mistake_at(self, key: str) -> str | None:
         """Return the message to show beside a setting: the loader's, else the planner's."""
         if key in self.mistakes:
-            return facts(self.mistakes[key])
+            return facts(self.texts, self.mistakes[key])
         error = self.counted.get("error")
-        return facts(UserError(**error)) if error and self.counted.get("key") == key else None
+        return facts(self.texts, UserError(**error)) if error and self.counted.get("key") == key else None
 
 
-def facts(error: UserError) -> str:
+def facts(texts: Texts, error: UserError) -> str:
     """Return a loader's message in a line: what, where it is no key, got, expected, what to do."""
-    parts = [error.expected or "", f"got {error.got}" if error.got else ""]
-    told = [part for part in parts if part]
+    heard = heard_mistake(texts, error)
+    told = [heard.expected] if heard.expected else []
+    told += [texts("new.got", value=heard.got)] if heard.got else []
+    between = texts("new.between") + " "
     if error.what.startswith("wrong value for") and told:
-        return "; ".join(told)
+        return between.join(told)
     place = f" ({error.where})" if error.where and ":" in error.where else ""
-    mend = [error.mend] if error.mend and not error.mend.startswith("docs/") else []
-    return "; ".join([error.what + place, *told, *mend])
+    mend = [heard.mend] if heard.mend and not (error.mend or "").startswith("docs/") else []
+    return between.join([heard.what + place, *told, *mend])
 
 
 # Controls.

@@ -14,6 +14,7 @@ from tuneloom.models.embedded import EMBEDDED, ready_folder
 from tuneloom.studio import questions
 from tuneloom.studio.drafts import MAX_UPLOAD_BYTES
 from tuneloom.studio.forms import get
+from tuneloom.studio.said import heard
 from tuneloom.studio.views.new_form import Form, facts, suggest
 
 _BASES_SHOWN = 4
@@ -27,6 +28,49 @@ def question(number: int, title: str) -> Any:
         ui.label(str(number)).classes("new-number").props('aria-hidden="true"')
         ui.label(title)
     return panel
+
+
+_ARROWS = """(event) => {
+  const steps = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity};
+  const step = steps[event.key];
+  if (!step || event.ctrlKey || event.altKey || event.metaKey) return;
+  const all = [...event.currentTarget.querySelectorAll("[role=radio]")];
+  const at = all.indexOf(event.target.closest("[role=radio]"));
+  if (at < 0) return;
+  event.preventDefault();
+  const next = all[Number.isFinite(step) ? (at + step + all.length) % all.length : step < 0 ? 0 : all.length - 1];
+  next.focus();
+  if (CHOOSE) next.click();
+}"""
+
+
+class Cards:
+    """Things of which one is chosen: one stop of the Tab key, and the arrow keys go from one to the next.
+
+    Args:
+        label: of the group.
+        classes: of the group's element.
+        choose: whether the arrow keys choose what they come to; without, Enter and the space bar do.
+    """
+
+    def __init__(self, label: str, classes: str = "new-cards", *, choose: bool = True) -> None:
+        self.group = ui.element("div").classes(classes).props('role="radiogroup"')
+        self.group.props["aria-label"] = label
+        self.group.on("keydown", js_handler=_ARROWS.replace("CHOOSE", str(choose).lower()))
+        self._all: list[tuple[Any, Callable[[], bool]]] = []
+
+    def add(self, button: Any, is_chosen: Callable[[], bool]) -> None:
+        """Take something that is chosen by a click into the group."""
+        button.props["role"] = "radio"
+        self._all.append((button, is_chosen))
+
+    def show(self) -> None:
+        """Show which is chosen; that one, or the first where none is, is where the Tab key comes in."""
+        states = [is_chosen() for _, is_chosen in self._all]
+        entry = states.index(True) if True in states else 0
+        for number, ((button, _), state) in enumerate(zip(self._all, states, strict=True)):
+            button.props["aria-checked"] = "true" if state else "false"
+            button.props["tabindex"] = "0" if number == entry else "-1"
 
 
 def card(title: str, text: str, role: str, on_click: Callable[[], object], key: str = "") -> Any:
@@ -50,11 +94,13 @@ def chosen(button: Any, is_chosen: bool) -> None:
 def _cards(form: Form, kind: str, names: tuple[str, ...], now: Callable[[], Any], take: Any) -> None:
     """Draw cards of which one is chosen, and beneath them a sentence where it is none of them."""
     texts = form.texts
-    with ui.element("div").classes("new-cards").props(f'role="radiogroup" aria-label="{texts(f"new.{kind}")}"'):
+    cards = Cards(texts(f"new.{kind}"))
+    with cards.group:
         for name in names:
             act = lambda name=name: form.change(lambda values: take(values, name))  # noqa: E731
             button = card(texts(f"new.{kind}_{name}"), texts(f"new.{kind}_{name}_help"), "radio", act)
-            form.watch(button, lambda button=button, name=name: chosen(button, now() == name))  # type: ignore[misc]
+            cards.add(button, lambda name=name: now() == name)  # type: ignore[misc]
+    form.watch(cards.group, cards.show)
     other = ui.label(texts(f"new.{kind}_other")).classes("small muted")
     form.watch(other, lambda: other.set_visibility(now() is None))
 
@@ -64,12 +110,15 @@ def ask_model(form: Form) -> None:
     texts = form.texts
     used = dict.fromkeys(run.base_model for run in form.studio.summaries() if run.base_model)
     with question(1, texts("new.model")):
-        with ui.element("div").classes("new-cards").props(f'role="radiogroup" aria-label="{texts("new.model_label")}"'):
+        cards = Cards(texts("new.model_label"))
+        with cards.group:
             for name in EMBEDDED:
                 if name == EMBEDDED_MODEL or ready_folder(name) is not None:
-                    _base_card(form, name, texts("new.model_embedded" if name == EMBEDDED_MODEL else "new.model_pulled"))
+                    about = texts("new.model_embedded" if name == EMBEDDED_MODEL else "new.model_pulled")
+                    _base_card(form, cards, name, about)
             for name in [name for name in used if name not in EMBEDDED][:_BASES_SHOWN]:
-                _base_card(form, name, texts("new.model_used"))
+                _base_card(form, cards, name, texts("new.model_used"))
+        form.watch(cards.group, cards.show)
         path = ui.input(
             texts("new.model_label"),
             on_change=lambda event: form.change(
@@ -83,11 +132,11 @@ def ask_model(form: Form) -> None:
         _hint(form, "base_model.path")
 
 
-def _base_card(form: Form, name: str, about: str) -> None:
+def _base_card(form: Form, cards: Cards, name: str, about: str) -> None:
     shown = PurePath(name).name if len(name) > 40 else name
     button = card(shown, about, "radio", lambda: form.change(lambda values: questions.set_base(values, name)))
     button.props["title"] = name
-    form.watch(button, lambda: chosen(button, get(form.values, "base_model.path") == name))
+    cards.add(button, lambda: get(form.values, "base_model.path") == name)
 
 
 def _hint(form: Form, key: str) -> None:
@@ -157,7 +206,7 @@ def _upload(form: Form) -> None:
         try:
             place = form.drafts.upload_place(event.file.name)
         except UserError as error:
-            refuse(facts(error))
+            refuse(facts(texts, error))
             return
         partial = place.with_name(f".{place.name}.partial")
         await event.file.save(partial)
@@ -209,11 +258,11 @@ def _own_source(form: Form, path: str, answer: dict[str, Any] | None) -> None:
         elif "check" in answer:
             _report(form, answer["check"])
         elif "error" in answer:
-            ui.label(facts(UserError(**answer["error"]))).classes("small bad")
+            ui.label(facts(texts, UserError(**answer["error"]))).classes("small bad")
         elif "absent" in answer:
             ui.label(texts("new.absent", what=answer["absent"])).classes("small muted")
         else:
-            ui.label(texts("new.fault", reason=answer.get("fault", "?"))).classes("small bad")
+            ui.label(texts("new.fault", reason=heard(texts, answer.get("fault", "?")))).classes("small bad")
 
 
 def _share(answer: dict[str, Any] | None) -> str:
@@ -251,16 +300,18 @@ def _problems(form: Form, found: dict[str, Any]) -> None:
     listed = found["problems"]
     reasons = {**found["dropped_by_reason"], **found["repaired_by_reason"]}
     ui.label(
-        texts("new.report_problems") + ": " + ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
+        texts("new.report_problems")
+        + ": "
+        + ", ".join(f"{count} × {heard(texts, reason, 'row')}" for reason, count in reasons.items())
     ).classes("label")
     with ui.element("div").classes("new-problems").props('tabindex="0"').props(f'aria-label="{texts("new.report_problems")}"'):
         for problem in listed:
             with ui.element("div").classes("line small").style("gap:8px"):
                 ui.label(f"{PurePath(problem['file']).name}:{problem['line']}").classes("key")
-                ui.label(f"{problem['field']}: {problem['reason']}")
+                ui.label(f"{problem['field']}: {heard(texts, problem['reason'], 'row')}")
                 if problem["action"] == "dropped":
                     got = texts("new.report_got", value=problem["value"])
-                    ui.label(f"{got}; {problem['mend']}").classes("muted")
+                    ui.label(f"{got}; {heard(texts, problem['mend'], 'row')}").classes("muted")
 
 
 def _chat(form: Form, messages: list[dict[str, str]]) -> None:

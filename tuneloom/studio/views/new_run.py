@@ -13,6 +13,7 @@ from tuneloom.studio import questions
 from tuneloom.studio.drafts import Draft, Drafts, read_text, taken_names
 from tuneloom.studio.frame import Studio, frame
 from tuneloom.studio.planning import Planning
+from tuneloom.studio.said import heard, heard_log
 from tuneloom.studio.texts import Texts
 from tuneloom.studio.views import new_questions
 from tuneloom.studio.views.new_form import SECTIONS, Form, facts, section_controls, section_of
@@ -67,13 +68,18 @@ def _presets(form: Form) -> None:
 
     with ui.element("div").classes("line"):
         ui.label(texts("frame.new_run")).classes("new-title").props('role="heading" aria-level="1"')
-        ui.label(texts("new.presets")).classes("label push")
-        for name in questions.PRESETS:
-            act = lambda name=name: form.keep(Draft(form.draft.key, questions.preset(name, form.values)))  # noqa: E731
-            button = ui.button(texts(f"new.preset_{name}"), on_click=act).props(
-                "outline dense no-caps size=12px padding='4px 10px'"
-            )
-            button.props["title"] = texts(f"new.preset_{name}_help")
+        ui.label(texts("new.presets")).classes("label push").props('aria-hidden="true"')
+        # A preset replaces all that is set: the arrow keys only go to it.
+        presets = new_questions.Cards(texts("new.presets"), "line new-presets", choose=False)
+        with presets.group:
+            for name in questions.PRESETS:
+                act = lambda name=name: form.keep(Draft(form.draft.key, questions.preset(name, form.values)))  # noqa: E731
+                button = ui.button(texts(f"new.preset_{name}"), on_click=act).props(
+                    "outline dense no-caps size=12px padding='4px 10px'"
+                )
+                button.props["title"] = texts(f"new.preset_{name}_help")
+                presets.add(button, lambda name=name: form.values == questions.preset(name, form.values))  # type: ignore[misc]
+        form.watch(presets.group, presets.show)
         ui.button(texts("new.reset"), on_click=begin_anew).props("flat dense no-caps size=12px")
 
 
@@ -192,20 +198,20 @@ def _note(form: Form) -> str:
     if form.config is None:
         return texts("new.not_counted")
     if form.progress is not None:
-        what, done, total = form.progress
+        what, done, total = heard(texts, form.progress[0]), *form.progress[1:]
         return f"{what}: {done / total:.0%}" if total else what
     if "absent" in counted:
         return texts("new.absent", what=counted["absent"])
     if "fault" in counted:
-        return texts("new.fault", reason=counted["fault"])
+        return texts("new.fault", reason=heard(texts, counted["fault"]))
     return texts("new.about") if counted.get("plan") and _is_approximate(form) else ""
 
 
 def _show_mistakes(form: Form, box: Any) -> None:
     """List what must be mended before the run can start."""
-    found = {key: facts(error) for key, error in form.mistakes.items()}
+    found = {key: facts(form.texts, error) for key, error in form.mistakes.items()}
     if not found and (error := form.counted.get("error")):
-        found = {str(form.counted.get("key")): facts(UserError(**error))}
+        found = {str(form.counted.get("key")): facts(form.texts, UserError(**error))}
     if found == getattr(box, "found", None):
         return
     box.found = found
@@ -228,14 +234,14 @@ def _start(form: Form, button: Any, failed: Any) -> None:
         form.asked[missing[0]].run_method("focus")
         return
     if not form.counting and (error := form.counted.get("error")):
-        failed.set_text(form.texts("new.start_failed", reason=facts(UserError(**error))))
+        failed.set_text(form.texts("new.start_failed", reason=facts(form.texts, UserError(**error))))
         return
     failed.set_text("")
     try:
         job = form.drafts.start(form.studio.jobs, form.draft)
     except (UserError, OSError) as fault:
         form.show()
-        reason = facts(fault) if isinstance(fault, UserError) else str(fault)
+        reason = facts(form.texts, fault) if isinstance(fault, UserError) else str(fault)
         failed.set_text(form.texts("new.start_failed", reason=reason))
         return
     form.frozen = True
@@ -280,7 +286,7 @@ def _load(form: Form) -> None:
         try:
             values = read_text(text)
         except UserError as error:
-            told.set_text(str(error))
+            told.set_text(heard_log(texts, str(error)))
             told.classes(add="bad", remove="muted")
             return
         values["output_dir"] = str(form.studio.runs)

@@ -21,6 +21,7 @@ from tuneloom.studio.figures import NOTHING, figure, loss, moment, size, span, s
 from tuneloom.studio.frame import ENDED, Studio, frame, id_of, phase_dot
 from tuneloom.studio.run_actions import Refusal, metric_rows, resume_run, run_of, stop_run
 from tuneloom.studio.run_state import RunLook, Standing
+from tuneloom.studio.said import heard_log
 from tuneloom.studio.texts import Texts
 from tuneloom.studio.views.run_charts import SMOOTH_COOKIE, RunCharts
 
@@ -138,7 +139,8 @@ class RunPage:
         self.answers.show(answers if answers[1] else None)
         self.checkpoints.show((standing.checkpoints, standing.has_adapter))
         job = self.look.job
-        self.log.set_text((job.log_tail() if job is not None else "") or self.texts("run.no_log"))
+        said = heard_log(self.texts, job.log_tail()) if job is not None else ""
+        self.log.set_text(said or self.texts("run.no_log"))
 
     def _gone(self) -> None:
         place = self.look.studio.run_path(self.run_id)
@@ -207,16 +209,19 @@ class RunPage:
         elif standing.phase == "preparing" and standing.live:
             told.append(("", self.texts("run.resuming_note"), ""))
         elif standing.phase in ("dead", "failed", "unknown"):
-            told.append(("bad", self.texts(f"run.{standing.phase}_note"), standing.reason or standing.last_words))
+            told.append(("bad", self.texts(f"run.{standing.phase}_note"), self._heard(standing.reason or standing.last_words)))
         elif standing.phase == "interrupted":
-            told.append(("", self.texts("run.interrupted_note"), standing.reason or ""))
+            told.append(("", self.texts("run.interrupted_note"), self._heard(standing.reason or "")))
         if standing.attempt:
-            told.append(("bad", self.texts("run.job_failed"), standing.attempt))
+            told.append(("bad", self.texts("run.job_failed"), self._heard(standing.attempt)))
         refusal = self.look.refusal() if standing.resumable else None
         if refusal is not None:
             told.append(("", self.texts("run.no_resume"), self.texts(refusal.key, **refusal.values)))
-        told += [("bad", self.texts("run.warning"), text) for text in self.look.tail.warnings()[-3:]]
+        told += [("bad", self.texts("run.warning"), self._heard(text)) for text in self.look.tail.warnings()[-3:]]
         return tuple(told) or None
+
+    def _heard(self, text: str) -> str:
+        return heard_log(self.texts, text)
 
     def _notes(self, content: tuple[tuple[str, str, str], ...]) -> None:
         for kind, text, words in content:
@@ -370,8 +375,10 @@ def _job_page(studio: Studio, request: Request, job_id: str) -> None:
             ended = job.ended()
             phase.show({"running": "preparing", "killed": "dead"}.get(ended, ended))
             stop.set_visibility(ended == "running")
-            words.show((job.last_words() or texts("run.dead_note")) if ended in ("failed", "killed") else None)
-            log.set_text(job.log_tail() or texts("run.starting"))
+            words.show(
+                (heard_log(texts, job.last_words()) or texts("run.dead_note")) if ended in ("failed", "killed") else None
+            )
+            log.set_text(heard_log(texts, job.log_tail()) or texts("run.starting"))
 
         timer = ui.timer(_POLL_SECONDS, tick, immediate=False)
         tick()

@@ -15,6 +15,7 @@ from tuneloom.studio.figures import loss, moment, short_model, size, span, steps
 from tuneloom.studio.frame import ENDED, Studio, frame, id_of, phase_dot, progress_bar
 from tuneloom.studio.listing import Broken
 from tuneloom.studio.run_actions import Refusal, continuing, delete_run, rename_run
+from tuneloom.studio.said import heard_log
 from tuneloom.studio.texts import Texts
 
 _POLL_SECONDS = 2.0
@@ -167,7 +168,7 @@ class Row:
         if run.phase not in ENDED and run.total_steps:
             progress_bar(run)
         if run.phase == "failed" and run.reason:
-            ui.label(run.reason.splitlines()[0]).classes("small bad runs-reason")
+            ui.label(heard_log(self.texts, run.reason.splitlines()[0])).classes("small bad runs-reason")
 
     def _draw_broken(self, broken: Broken) -> None:
         with self.cells["state"]:
