@@ -7,7 +7,7 @@ PIP_ARGS ?=
 export PIP_ARGS
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-all check golden format setup dev clean
+.PHONY: help bench demo test test-all check golden format setup dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make check     format, lint, types, import contract, golden files"
 	@echo "make golden    write the golden files and generated docs anew"
 	@echo "make format    format the code"
+	@echo "make bench     against LLaMA-Factory and TRL, each in its own environment; takes hours. DATA=DIR with EmoLLM's files"
 
 setup: $(VENV)/.ready
 dev: $(VENV)/.ready-dev
@@ -58,6 +59,11 @@ golden: dev
 format: dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Without DATA the works made of EmoLLM's files are left out.
+bench: setup
+	$(BIN)/python benchmarks/peers.py --work $(if $(DATA),persona identity dialogue,identity) $(if $(DATA),--data $(DATA)) --json build/bench-lora.json
+	$(BIN)/python benchmarks/peers.py --work identity --method dora --json build/bench-dora.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

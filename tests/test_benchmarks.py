@@ -1,0 +1,142 @@
+"""The benchmark against other trainers: what every side is given, and how the figures are put together."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The modules peers, prepare and tuneloom_side."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "sides"))
+    import peers
+    import prepare
+    import tuneloom_side
+
+    yield type("Sides", (), {"peers": peers, "prepare": prepare, "tuneloom_side": tuneloom_side})
+    for name in ("peers", "prepare", "tuneloom_side"):
+        del sys.modules[name]
+
+
+def write_rows(file: Path, count: int) -> None:
+    """Write conversations of one and two turns; every fifth is long."""
+    rows = []
+    for i in range(count):
+        messages = [{"role": "system", "content": "You are Loomi."}, {"role": "user", "content": f"Question {i}?"}]
+        messages.append({"role": "assistant", "content": f"Answer {i}. " * (60 if i % 5 == 0 else 1)})
+        if i % 2:
+            messages += [{"role": "user", "content": "And then?"}, {"role": "assistant", "content": f"Then {i}."}]
+        rows.append({"messages": messages})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_every_side_gets_the_samples_that_our_steps_take(
+    sides: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuneloom.config import Config
+    from tuneloom.train.run import prepare as prepare_ours
+
+    write_rows(tmp_path / "given.jsonl", 11)
+    job = {
+        **sides.peers.COMMON,
+        "folder": str(tmp_path),
+        "cache": str(tmp_path),
+        "model": str(tiny_model),
+        "source": [str(tmp_path / "given.jsonl")],
+        "max_rows": None,
+        "cutoff": 100,
+        "steps": 4,
+        "batch_size": 2,
+        "samples_per_step": 4,
+        "rows": str(tmp_path / "rows.jsonl"),
+        "methods": ["dora"],
+        "start": str(tmp_path / "start-dora"),
+        "dora": True,
+        "output_dir": str(tmp_path / "runs"),
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    monkeypatch.setattr(sys, "argv", ["prepare.py", str(tmp_path / "job.json")])
+    sides.prepare.main()
+    samples = json.loads((tmp_path / "samples.json").read_text())
+    work = json.loads((tmp_path / "work.json").read_text())
+
+    assert len(samples) == 16  # eight of eleven rows, twice
+    assert work["longest"] <= 100
+    assert work["left_out"] == 3
+    ours = prepare_ours(Config.model_validate(sides.tuneloom_side.config(job)))
+    taken = [ours.data.train[i] for step in range(4) for i in ours.schedule.indices(step)]
+    assert [sample.ids_T.tolist() for sample in taken] == [sample["input_ids"] for sample in samples]
+    assert [sample.mask_T.tolist() for sample in taken] == [[label >= 0 for label in sample["labels"]] for sample in samples]
+    assert ours.config.method == "dora"
+    assert sum(sample.num_supervised_tokens for sample in taken) == work["supervised_tokens"][-1]
+
+
+def test_shared_beginnings_are_counted_once(sides: Any) -> None:
+    shape = sides.prepare.Shape(frozen=1000, adapter=10, head=100, attention_width=7)
+
+    def sample(ids: list[int], prompt: int) -> dict[str, Any]:
+        return {"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]}
+
+    step = [sample([1, 2, 3, 4, 5], 3), sample([1, 2, 9, 4], 3), sample([1, 2, 3, 4, 5], 3), sample([2, 2, 3], 2)]
+    assert sides.prepare.repeated_positions(step) == [0, 1, 0, 1, 2]
+    work = sides.prepare.work_of(step, shape)
+    assert work["tokens"] == 4 + 3 + 4 + 2
+    assert work["distinct_tokens"] == work["tokens"] - 5
+    assert work["supervised_tokens"] == 2 + 1 + 2 + 1
+    keys = (1 + 2 + 3 + 4) + (1 + 2 + 3) + (1 + 2 + 3 + 4) + (1 + 2)
+    assert work["useful_gflop"] == pytest.approx((13 * 4060 + 6 * 400 + 12 * 7 * keys) / 1e9)
+    assert work["needed_gflop"] == pytest.approx(work["useful_gflop"] - (5 * 4060 + 12 * 7 * (1 + 2 + 1 + 2 + 3)) / 1e9)
+
+
+def test_the_first_step_of_a_block_is_not_timed(sides: Any) -> None:
+    steps = [{"useful_gflop": 8.0, "needed_gflop": 4.0}] * 3
+    ours, theirs = sides.peers.Blocks(), sides.peers.Blocks()
+    ours.add({"step_ends": [50, 51, 53], "losses": [3.0, 2.5, 2.0], "gemm_bf16_gflops": 16.0}, steps, 10**9)
+    ours.add({"step_ends": [0, 2, 4], "losses": [3.0, 2.5, 2.0], "gemm_bf16_gflops": 16.0}, steps, 2 * 10**9)
+    theirs.add({"step_ends": [9, 17, 25], "losses": [3.0, 2.5, 2.02]}, steps, 3 * 10**9)
+    with pytest.raises(SystemExit, match="2 steps"):
+        theirs.add({"step_ends": [9, 17], "losses": [3.0, 2.5, 2.02]}, steps, 0)
+
+    peer = sides.peers.SIDES[0]
+    found = sides.peers.result_of("identity", sides.peers.OURS, peer, ours.figures(16.0), theirs.figures(16.0))
+    assert (found["seconds_per_step"], found["ratio"], found["peak_rss_gb"], found["loss"]) == (8, 4, 3, 2.02)
+    assert found["loss_difference"] == pytest.approx(0.01)
+    assert found["tuneloom"]["peak_rss_gb"] == 2
+    assert (found["tuneloom"]["useful_share_of_gemm"], found["tuneloom"]["needed_share_of_gemm"]) == (0.25, 0.125)
+    header, line = sides.peers.table([found]).splitlines()
+    assert header.split()[:3] == ["work", "method", "against"]
+    assert line.split()[:7] == ["identity", "lora", "llamafactory,", "default", "8.00", "2.00", "4.00"]
+
+
+def test_works_are_named_or_files(sides: Any, tmp_path: Path) -> None:
+    given = tmp_path / "own.jsonl"
+    given.write_text("")
+    nested = tmp_path / "emollm" / sides.peers.DIALOGUE_FILE
+    nested.parent.mkdir()
+    nested.write_text("[]")
+    assert sides.peers.source_of("identity", None) == ["self_cognition_en", "self_cognition_zh"]
+    assert sides.peers.source_of(str(given), None) == [str(given)]
+    assert sides.peers.source_of("dialogue", tmp_path) == [str(nested)]
+    with pytest.raises(SystemExit, match="--data DIR"):
+        sides.peers.source_of("persona", tmp_path)
+    with pytest.raises(SystemExit):
+        sides.peers.parse(["--steps", "1"])
+
+
+def test_dora_is_compared_with_our_lora_and_with_peft(sides: Any) -> None:
+    pairs = sides.peers.compared("dora", ["llamafactory", "trl"])
+    assert [(ours.method, peer.name, peer.method) for ours, peer in pairs] == [
+        ("dora", "tuneloom", "lora"),
+        ("dora", "trl", "dora"),
+    ]
+    assert [peer.name for _, peer in sides.peers.compared("lora", ["trl"])] == ["trl", "trl"]
