@@ -118,6 +118,15 @@ def test_dora_s_norms_follow_the_weights(fused_optimizer: bool) -> None:
     assert torch.allclose(ours(inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
 
 
+def test_dora_trains_after_a_pass_in_inference_mode() -> None:
+    model, plain = adapted(True, torch.float32, use_dora=True), adapted(True, torch.float32, use_dora=True)
+    with torch.inference_mode():
+        model(torch.randn(3, 24))
+    expected = results(plain, torch.float32)
+    for name, value in results(model, torch.float32).items():
+        assert torch.equal(value, expected[name]), name
+
+
 def test_only_nn_linear_itself_is_fused() -> None:
     """PEFT asks its hook before it asks whether a layer is quantised, and quantised layers are subclasses of nn.Linear."""
 

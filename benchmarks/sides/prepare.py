@@ -208,7 +208,7 @@ def shape_of(folder: Path, r: int) -> Shape:
 
 
 def write_start(model: Path, folder: Path, job: dict[str, Any], *, dora: bool) -> None:
-    """Write the adapter that every side starts from, by PEFT itself: after few steps its random half still tells in the loss."""
+    """Write the adapter that every side starts from, by PEFT itself: its random half tells in early losses."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

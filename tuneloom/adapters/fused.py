@@ -133,12 +133,12 @@ class _RowNorms:
         self._weight_key: tuple[object, ...] = ()
         self._weight_square_O: torch.Tensor | None = None
 
-    @torch.no_grad()
     def of(self, weight: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, scaling: float) -> torch.Tensor:
         """Return them, (O,)."""
         key = (_num_updates, *_state(weight), *_state(a_RI), *_state(b_OR), scaling)
         if self._norm_O is None or key != self._key:
-            self._norm_O, self._key = self._compute(weight, a_RI, b_OR, scaling), key
+            with torch.inference_mode(False), torch.no_grad():  # a pass without gradients may be first, one with them next
+                self._norm_O, self._key = self._compute(weight, a_RI, b_OR, scaling), key
         return self._norm_O
 
     def _compute(self, weight: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, scaling: float) -> torch.Tensor:
