@@ -36,7 +36,7 @@ ROWS: list[dict[str, Any]] = [
 def tiny_config(model: Path | str, data: Path | str, output: Path | str, changes: Mapping[str, Any] | None = None) -> Config:
     """Return a config of a run of seconds; `changes` have dotted keys."""
     values: dict[str, Any] = {
-        "base_model": {"path": str(model), "attn_implementation": "sdpa"},
+        "base_model": {"path": str(model), "attn_implementation": "packed"},
         "output_dir": str(output),
         "name": "run",
         "data": {"train": str(data), "cutoff_len": 256},

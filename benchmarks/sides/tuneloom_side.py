@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 import tuneloom
+from tuneloom.models.precision import matmul_gflops
 
 
 def main() -> None:
     """Train and write the figures."""
     job = json.loads(Path(sys.argv[1]).read_text())
-    rate = gemm_gflops()
+    rate = matmul_gflops(torch.bfloat16, torch.device("cpu"), size=2048, repeats=9)
     step_ends: list[float] = []
     losses: list[float] = []
     supervised: list[int] = []
@@ -57,17 +58,6 @@ def config(job: dict[str, Any]) -> dict[str, Any]:
         },
         "evaluation": {"prompts": []},
     }
-
-
-def gemm_gflops(size: int = 2048, repeats: int = 9) -> float:
-    """Return GFLOP/s of a square bf16 matrix product on this machine now: the median of single ones after three to warm up."""
-    a = torch.randn(size, size).to(torch.bfloat16)
-    seconds = []
-    for _ in range(3 + repeats):
-        start = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - start)
-    return float(2 * size**3 / sorted(seconds[3:])[repeats // 2] / 1e9)
 
 
 if __name__ == "__main__":

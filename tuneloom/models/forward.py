@@ -51,11 +51,7 @@ def supervised_loss_sum(model: PreTrainedModel, batch: MicroBatch) -> torch.Tens
     Raises:
         RuntimeError: the batch has shared prefixes, and the model takes padded samples.
     """
-    labels_N = torch.from_numpy(batch.labels_N).to(model.device)
-    inputs, places_N = _inputs(model, batch)
-    rows_R = (labels_N != IGNORE_INDEX).nonzero().squeeze(1)
-    labels_R = labels_N[rows_R]
-    rows_R = rows_R if places_N is None else places_N[rows_R]
+    inputs, rows_R, labels_R = _supervised(model, batch)
     head = model.get_output_embeddings()
     if not _is_frozen_linear(head) or getattr(model, _SHAPED, False):
         return _cross_entropy(_logits(model, inputs, rows_R), labels_R)
@@ -75,10 +71,16 @@ _SHAPED = "_tuneloom_shapes_logits"
 
 def supervised_logits(model: PreTrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits_RV and labels_R of the supervised rows, in the order of the micro-batch."""
-    labels_N = torch.from_numpy(batch.labels_N).to(model.device)
+    inputs, rows_R, labels_R = _supervised(model, batch)
+    return _logits(model, inputs, rows_R), labels_R
+
+
+def _supervised(model: PreTrainedModel, batch: MicroBatch) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """Return what the model is called with, the supervised rows of its output, and what they predict."""
     inputs, places_N = _inputs(model, batch)
+    labels_N = torch.from_numpy(batch.labels_N).to(model.device)
     rows_R = (labels_N != IGNORE_INDEX).nonzero().squeeze(1)
-    return _logits(model, inputs, rows_R if places_N is None else places_N[rows_R]), labels_N[rows_R]
+    return inputs, rows_R if places_N is None else places_N[rows_R], labels_N[rows_R]
 
 
 def _inputs(model: PreTrainedModel, batch: MicroBatch) -> tuple[dict[str, Any], torch.Tensor | None]:

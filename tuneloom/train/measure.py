@@ -22,12 +22,13 @@ from tuneloom.types import Layout, MicroBatch, Sample, StepPlan
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 GIB = 1 << 30
 STEPS_LOOKED_THROUGH = 500
 """Steps whose micro-batches are planned ahead to find the heaviest."""
 SECONDS_OF_ONE_PATH = 10.0
-"""Where a micro-batch takes longer than this on the first attention path, no other is tried."""
+"""Where a micro-batch takes longer than this on an attention path, none after it is tried."""
 EAGER_MAX_TOKENS = 512
 """Longest micro-batch row for which plain products are tried as attention (measured: they win to 512, lose at 1,024)."""
 
@@ -90,9 +91,7 @@ def trial_micro_batch(model: PeftModel, batch: MicroBatch) -> Trial:
 def choose_attention(model: PeftModel, wanted: str, heaviest: Callable[[Layout], MicroBatch]) -> tuple[str, Trial]:
     """Put the model on the attention path `wanted`; with `auto`, on the fastest for the heaviest micro-batch.
 
-    The packed path is first, where the model takes it; then torch's fused attention on padded samples, and on a CPU plain
-    products, which beat it while sequences are short (beyond `EAGER_MAX_TOKENS` they are not tried). One that takes
-    long on a first path is not tried on others.
+    Where one takes long, those after it are not tried.
 
     Args:
         model: with its adapter.
@@ -103,35 +102,37 @@ def choose_attention(model: PeftModel, wanted: str, heaviest: Callable[[Layout],
         UserError: the packed path was asked for, and the model does not take it.
     """
     base = model.get_base_model()
-    if wanted not in ("auto", PACKED):
-        use_attention(base, wanted)
-        return wanted, _trial(model, heaviest)
-    usual = str(base.config._attn_implementation)
     found: dict[str, Trial] = {}
-    for name in (PACKED, usual, "eager"):
-        if name == PACKED and not takes_packed(base):
-            if wanted == PACKED:
-                raise UserError(
-                    "this model does not take packed samples",
-                    where="base_model.attn_implementation",
-                    got=PACKED,
-                    expected="auto, sdpa or eager",
-                )
-            continue
-        if found and (wanted == PACKED or next(iter(found.values())).seconds > SECONDS_OF_ONE_PATH):
-            break
+    for name in _paths(base, wanted):
         use_attention(base, name)
         batch = heaviest(layout_of(base, training=True))
-        if name == "eager" and (model.device.type != "cpu" or usual != "sdpa" or _longest(batch) > EAGER_MAX_TOKENS):
+        if found and name == "eager" and _longest(batch) > EAGER_MAX_TOKENS:
             break
         found[name] = trial_micro_batch(model, batch)
+        if found[name].seconds > SECONDS_OF_ONE_PATH:
+            break
     best = max(found, key=lambda name: found[name].tokens_per_second)
     use_attention(base, best)
     return best, found[best]
 
 
-def _trial(model: PeftModel, heaviest: Callable[[Layout], MicroBatch]) -> Trial:
-    return trial_micro_batch(model, heaviest(layout_of(model.get_base_model(), training=True)))
+def _paths(base: PreTrainedModel, wanted: str) -> list[str]:
+    """Return the attention paths to try: packed samples, what transformers would take, and on a CPU plain products."""
+    if wanted not in ("auto", PACKED):
+        return [wanted]
+    packed = takes_packed(base)
+    if wanted == PACKED and not packed:
+        raise UserError(
+            "this model does not take packed samples",
+            where="base_model.attn_implementation",
+            got=PACKED,
+            expected="auto, sdpa or eager",
+        )
+    if wanted == PACKED:
+        return [PACKED]
+    usual = str(base.config._attn_implementation)
+    plain = ["eager"] if base.device.type == "cpu" and usual == "sdpa" else []
+    return [*([PACKED] if packed else []), usual, *plain]
 
 
 def _longest(batch: MicroBatch) -> int:
