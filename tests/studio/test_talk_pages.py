@@ -180,6 +180,7 @@ def test_an_export_shows_its_steps_its_check_and_its_place(talking: Any, enter: 
     page.get_by_role("combobox", name="Format").click()
     page.get_by_role("option", name="merged: one model").click()
     name = page.get_by_label("Name of the folder")
+    page.wait_for_function("() => document.querySelector('[aria-label=\"Name of the folder\"]').value === 'loomi-merged'")
     name.fill("../elsewhere")
     page.get_by_text(re.compile("^A name has letters")).wait_for()
     name.fill("mine")
