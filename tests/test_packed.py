@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tuneloom.adapters.attach import attach_adapter
 from tuneloom.config import AdapterConfig
 from tuneloom.data.plan import pack, plan_step
-from tuneloom.models import forward, packed_attention
+from tuneloom.models import head_loss, packed_attention
 from tuneloom.models.forward import PACKED, layout_of, supervised_logits, supervised_loss_sum, use_attention
 from tuneloom.models.packed_attention import PackedAttention
 from tuneloom.train.proof import takes_packed
@@ -250,13 +250,14 @@ def test_in_16_bits_attention_is_as_near_to_exact_as_transformers(dtype: torch.d
 def test_the_chunked_loss_is_cross_entropy(
     rows: int, dtype: torch.dtype, tolerance: float, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(head_loss, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(head_loss, "SLICE_ROWS", 3)
     generator = torch.Generator().manual_seed(0)
     hidden = (3 * torch.randn(rows, 16, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
     weight = torch.randn(50, 16, generator=generator, dtype=torch.float64).to(dtype)
     offset = torch.randn(50, generator=generator, dtype=torch.float64).to(dtype) if bias else None
     labels = torch.randint(0, 50, (rows,), generator=generator)
-    loss = forward._HeadLoss.apply(hidden, weight, offset, labels)
+    loss = head_loss.head_loss(hidden, weight, offset, labels)
     (loss / 7).backward()
     assert hidden.grad is not None
     found, hidden.grad = hidden.grad, None
@@ -267,13 +268,13 @@ def test_the_chunked_loss_is_cross_entropy(
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=tolerance)
     torch.testing.assert_close(found, hidden.grad, rtol=0, atol=tolerance * float(hidden.grad.abs().max()))
     with torch.no_grad():
-        assert float(forward._HeadLoss.apply(hidden, weight, offset, labels)) == pytest.approx(float(loss.detach()), rel=1e-6)
+        assert float(head_loss.head_loss(hidden, weight, offset, labels)) == pytest.approx(float(loss.detach()), rel=1e-6)
 
 
 def test_no_more_than_a_chunk_of_logits_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("llama", LLAMA, torch.float32).requires_grad_(False)
     use_attention(model, PACKED)
-    monkeypatch.setattr(forward, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(head_loss, "CHUNK_ROWS", 8)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -12,15 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tuneloom.models.head_loss import head_loss
 from tuneloom.models.packed_attention import ATTENTION, PackedAttention
 from tuneloom.types import IGNORE_INDEX, Layout, MicroBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-CHUNK_ROWS = 256
-"""Supervised rows whose logits exist at a time."""
-
 
 PACKED = "packed"
 """Name of the packed path where people choose: other names are transformers' attention, with padded samples."""
@@ -61,8 +58,7 @@ def supervised_loss_sum(model: PreTrainedModel, batch: MicroBatch) -> torch.Tens
             setattr(model, _SHAPED, not torch.equal(head(hidden_RD[:1]).view(-1), first_logits.view(-1)))
         if getattr(model, _SHAPED):
             return _cross_entropy(_logits(model, inputs, rows_R), labels_R)
-    loss: torch.Tensor = _HeadLoss.apply(hidden_RD, head.weight, head.bias, labels_R)  # type: ignore[no-untyped-call]
-    return loss
+    return head_loss(hidden_RD, head.weight, head.bias, labels_R)
 
 
 _SHAPED = "_tuneloom_shapes_logits"
@@ -151,36 +147,3 @@ def _is_frozen_linear(head: nn.Module) -> bool:
 def _cross_entropy(logits_RV: torch.Tensor, labels_R: torch.Tensor) -> torch.Tensor:
     exact = torch.promote_types(logits_RV.dtype, torch.float32)
     return F.cross_entropy(logits_RV.to(exact), labels_R, reduction="sum")
-
-
-class _HeadLoss(torch.autograd.Function):
-    """The summed cross-entropy of a frozen linear head, whose logits become their own gradient, a chunk at a time."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_RD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, labels_R: torch.Tensor
-    ) -> torch.Tensor:
-        exact = torch.promote_types(hidden_RD.dtype, torch.float32)
-        total = hidden_RD.new_zeros((), dtype=exact)
-        d_hidden_RD = torch.empty_like(hidden_RD) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(labels_R), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            labels_C1 = labels_R[rows].unsqueeze(1)
-            logits_CV = F.linear(hidden_RD[rows], weight_VD, bias_V).to(exact)
-            wanted_C1 = logits_CV.gather(1, labels_C1)
-            if d_hidden_RD is None:
-                total += (logits_CV.logsumexp(1, keepdim=True) - wanted_C1).sum()
-                continue
-            largest_C1 = logits_CV.amax(1, keepdim=True)
-            exps_CV = logits_CV.sub_(largest_C1).exp_()
-            sums_C1 = exps_CV.sum(1, keepdim=True)
-            total += (sums_C1.log() + largest_C1 - wanted_C1).sum()
-            gradient_CV = exps_CV.div_(sums_C1).scatter_add_(1, labels_C1, -torch.ones_like(wanted_C1))
-            torch.mm(gradient_CV.to(hidden_RD.dtype), weight_VD, out=d_hidden_RD[rows])
-        ctx.save_for_backward(d_hidden_RD)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        (d_hidden_RD,) = ctx.saved_tensors
-        return d_hidden_RD * grads[0].to(d_hidden_RD.dtype), None, None, None

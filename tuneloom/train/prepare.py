@@ -24,6 +24,7 @@ from tuneloom.data.sources import resolve_source
 from tuneloom.errors import UserError
 from tuneloom.generate.generator import Generator
 from tuneloom.models.fingerprint import fingerprint
+from tuneloom.models.fused_layers import fuse_layers
 from tuneloom.models.load import load_base_model, load_tokenizer_folder, pick_device
 from tuneloom.models.precision import Precision, choose_precision
 from tuneloom.models.quiet import quiet_peft
@@ -190,6 +191,7 @@ def prepare_job(
     say(f"loading {base.name} ...")
     model = load_base_model(base.folder, precision.dtype, device, config.base_model.quantization)
     config = aimed(config, start, model)
+    fuse_layers(model)
     generator = Generator(model, renderer)
     data = prepare_data(
         config.data,
