@@ -26,8 +26,8 @@ from tuneloom.data.plan import plan_step
 from tuneloom.errors import UserError
 from tuneloom.evaluation.predict import turn_rows
 from tuneloom.generate.generator import Generator
+from tuneloom.models.attention import BLOCKS
 from tuneloom.models.forward import supervised_loss_sum
-from tuneloom.models.packed_attention import ATTENTION
 from tuneloom.rundir import RunDirectory
 from tuneloom.train.checkpoint import verify_checkpoint
 from tuneloom.train.prepare import Job, prepare_job
@@ -315,7 +315,7 @@ def test_the_attention_path_is_measured_kept_and_changes_no_loss(tiny_model: Pat
     assert job.plan()["attention"] == job.attention
     batch = plan_step(job.data.train, 2048, Layout.PACKED).micro_batches[0]
     found = []
-    for name, path in {"packed": ATTENTION, "eager": "eager", "sdpa": "sdpa"}.items():
+    for name, path in {"packed": BLOCKS, "eager": "eager", "sdpa": "sdpa"}.items():
         again = prepare_job(config, plan=job.plan() | {"attention": name})
         assert (again.attention, again.model.get_base_model().config._attn_implementation) == (name, path)
         found.append(float(supervised_loss_sum(again.model, batch).detach()))

@@ -441,7 +441,7 @@ def evaluate_sides(  # noqa: PLR0913 as `evaluate`
     """
     from tuneloom.adapters.target import load_target_base, resolve_target, with_adapter
     from tuneloom.data.render import Renderer
-    from tuneloom.models.forward import use_attention
+    from tuneloom.models.forward import path_on, use_attention
     from tuneloom.models.load import load_tokenizer_folder, pick_device
     from tuneloom.models.precision import choose_precision
     from tuneloom.train.prepare import TOKENS_PER_MICROBATCH
@@ -456,7 +456,7 @@ def evaluate_sides(  # noqa: PLR0913 as `evaluate`
     renderer = Renderer(load_tokenizer_folder(found.tokenizer_folder))
     model = load_target_base(found, precision.dtype, where)
     if "attention" in plan:
-        use_attention(model, plan["attention"])
+        use_attention(model, path_on(plan["attention"], where))
     prepared = _prepared(wanted, config, found, model, renderer, precision)
     samples = prepared.validation[:limit]
     if not samples:

@@ -184,7 +184,8 @@ class MicroBatch:
 
     ids_N, positions_N: int64, of each stored token, the position being the one in its sample;
     labels_N: token ids, shifted left by one so that row n holds the token predicted at n, IGNORE_INDEX where it is not
-    supervised; segments: in the order of their rows, which they cover, each after its parent;
+    supervised; segments: in the order of their rows, which they cover, depth first: those
+    below a segment follow it without a gap;
     num_tokens: input tokens of the samples, shared prefixes counted for each.
     """
 

@@ -40,10 +40,10 @@ class BaseModelConfig(Section):
         "none",
         description="Load the frozen weights as bitsandbytes nf4 (4bit) or int8 (8bit); needs the extra `quant`.",
     )
-    attn_implementation: Literal["auto", "packed", "sdpa", "eager"] = Field(
+    attn_implementation: Literal["auto", "packed", "flex", "sdpa", "eager"] = Field(
         "auto",
         description="Attention path; auto: the fastest on this machine, measured and kept in plan.json. `packed` runs samples "
-        "end to end, shared prefixes once; with the others they are padded.",
+        "end to end, shared prefixes once, `flex` too, by a kernel compiled for CUDA; with the others they are padded.",
     )
 
 

@@ -12,20 +12,28 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tuneloom.models.attention import BLOCKS, FLEX, is_packed, packed_for
 from tuneloom.models.head_loss import head_loss
-from tuneloom.models.packed_attention import ATTENTION, PackedAttention
 from tuneloom.types import IGNORE_INDEX, Layout, MicroBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PACKED = "packed"
-"""Name of the packed path where people choose: other names are transformers' attention, with padded samples."""
+PACKED, COMPILED = "packed", "flex"
+"""Names of the paths that take samples end to end, by blocks of plain products and by a compiled kernel, where people choose:
+other names are transformers' attention, with padded samples."""
+
+_ATTENTIONS = {PACKED: BLOCKS, COMPILED: FLEX}
 
 
 def use_attention(model: PreTrainedModel, name: str) -> None:
     """Put a model, or the base of an adapted one, on an attention path."""
-    model.set_attn_implementation(ATTENTION if name == PACKED else name)
+    model.set_attn_implementation(_ATTENTIONS.get(name, name))
+
+
+def path_on(name: str, device: torch.device) -> str:
+    """Return a path that computes on a device what the path `name` computes: the kernel is compiled for CUDA only."""
+    return PACKED if name == COMPILED and device.type != "cuda" else name
 
 
 def layout_of(model: PreTrainedModel, training: bool) -> Layout:
@@ -33,7 +41,7 @@ def layout_of(model: PreTrainedModel, training: bool) -> Layout:
 
     With dropout each sample draws its own, so that what samples share is then stored for each.
     """
-    if model.config._attn_implementation != ATTENTION:
+    if not is_packed(model.config._attn_implementation):
         return Layout.PADDED
     drops = training and any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     return Layout.PACKED if drops else Layout.SHARED
@@ -82,12 +90,14 @@ def _supervised(model: PreTrainedModel, batch: MicroBatch) -> tuple[dict[str, An
 def _inputs(model: PreTrainedModel, batch: MicroBatch) -> tuple[dict[str, Any], torch.Tensor | None]:
     """Return what the model is called with, and where row n of the batch is among its B x T rows (None: at n)."""
     device = model.device
-    if model.config._attn_implementation == ATTENTION:
+    if is_packed(model.config._attn_implementation):
+        packed = packed_for(model.config._attn_implementation, batch, device)
+        added = (0, packed.num_rows - batch.num_rows)
         inputs = {
-            "input_ids": torch.from_numpy(batch.ids_N).to(device).unsqueeze(0),
-            "position_ids": torch.from_numpy(batch.positions_N).to(device).unsqueeze(0),
+            "input_ids": torch.from_numpy(np.pad(batch.ids_N, added)).to(device).unsqueeze(0),
+            "position_ids": torch.from_numpy(np.pad(batch.positions_N, added)).to(device).unsqueeze(0),
             "attention_mask": torch.empty((1, 1, 1, 1), device=device),  # handed on as it is, so none is made
-            "packed": PackedAttention(batch, device),
+            "packed": packed,
         }
         return inputs, None
     if any(segment.parent >= 0 for segment in batch.segments):

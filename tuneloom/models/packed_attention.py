@@ -5,9 +5,6 @@ blocks of rows; a block's keys are the rows before it in its sample and its own.
 together, as plain matrix products in the format of the model with an fp32 softmax between them, in one autograd function that
 keeps the probabilities. Nothing of the micro-batch's size squared exists, and what is masked behind a block is not computed.
 
-transformers knows it as `ATTENTION`, and hands `packed=`, a `PackedAttention` made once for a micro-batch, through the model.
-Without `packed=` it is torch's fused attention, so that a model may generate while it trains.
-
 Shapes: N rows of the micro-batch; H heads, K of keys and values, E = H / K; G blocks of a group, Q rows of a block, S keys of
 a block; D size of a head.
 """
@@ -22,13 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from tuneloom.types import MicroBatch, Segment
-
-ATTENTION = "tuneloom_packed"
 
 BLOCK_ROWS = 256
 """Most rows of a block. Shorter blocks compute less of what is masked; longer ones make fewer and larger products."""
@@ -104,9 +96,13 @@ class PackedAttention:
     Args:
         batch: the micro-batch.
         device: of the model.
+
+    Attributes:
+        num_rows: rows that the model is to be given.
     """
 
     def __init__(self, batch: MicroBatch, device: torch.device) -> None:
+        self.num_rows = batch.num_rows
         alike: dict[tuple[int, int], list[_Block]] = {}
         for block in _blocks(batch.segments):
             alike.setdefault(block.shape, []).append(block)
@@ -280,36 +276,3 @@ def _summed(parts: list[torch.Tensor], packed: PackedAttention, like_NKD: torch.
             for (start, end), place in group.places(block):
                 total_NKD[start:end] += of_block[:, place : place + end - start].transpose(0, 1)
     return total_NKD.to(like_NKD.dtype)
-
-
-def _packed_attention_forward(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    packed: PackedAttention | None = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """Do attention as transformers asks for it; query (1, H, N, D), key and value (1, K, N, D) -> (1, N, H, D).
-
-    Raises:
-        NotImplementedError: something is asked for that it cannot do.
-    """
-    if packed is None:
-        if sliding_window is not None:
-            more["sliding_window"] = sliding_window
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
-        return output, None
-    if more.get("dropout") or any(more.get(name) is not None for name in ("softcap", "s_aux")):
-        raise NotImplementedError("dropout, soft caps and sinks of attention")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query_NHD, key_NKD, value_NKD = (each[0].transpose(0, 1) for each in (query, key, value))
-    return packed.attend(query_NHD, key_NKD, value_NKD, scaling, sliding_window).unsqueeze(0), None
-
-
-AttentionInterface.register(ATTENTION, _packed_attention_forward)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)

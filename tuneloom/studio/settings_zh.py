@@ -8,7 +8,7 @@ SETTINGS_ZH: dict[str, str] = {
     "base_model.quantization": "以 bitsandbytes nf4（4bit）或 int8（8bit）载入冻结的权重；需要可选依赖 `quant`。",
     "base_model.attn_implementation": (
         "注意力的实现；auto：本机上最快的一种，实测后记入 plan.json。"
-        "packed 把样本首尾相接，共同的开头只算一次；其余的把样本补齐到等长。"
+        "packed 把样本首尾相接，共同的开头只算一次；flex 也是如此，用为 CUDA 编译的内核；其余的把样本补齐到等长。"
     ),
     "output_dir": "训练记录所在的目录。",
     "name": "训练目录的名称；重名时加编号。留空：由名字和方法生成。",

@@ -15,7 +15,7 @@ from torch import nn
 
 from tuneloom.data.plan import StepSchedule, plan_step
 from tuneloom.errors import UserError
-from tuneloom.models.forward import PACKED, layout_of, supervised_loss_sum, use_attention
+from tuneloom.models.forward import COMPILED, PACKED, layout_of, supervised_loss_sum, use_attention
 from tuneloom.train.optim import trainable_parameters
 from tuneloom.train.proof import takes_packed
 from tuneloom.types import Layout, MicroBatch, Sample, StepPlan
@@ -69,8 +69,10 @@ def _weight(layout: Layout, batch: MicroBatch) -> int:
 def trial_micro_batch(model: PeftModel, batch: MicroBatch) -> Trial:
     """Run a micro-batch forward and backward; gradients and random state are put back.
 
-    Run twice where that is quick, since a first pass also compiles kernels.
+    Run twice where that is quick, and always on a GPU, since a first pass also compiles kernels.
     """
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)  # another path may have been tried before
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         model.train()
         seconds = 0.0
@@ -82,7 +84,7 @@ def trial_micro_batch(model: PeftModel, batch: MicroBatch) -> Trial:
             if model.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
-            if seconds > 10:
+            if seconds > 10 and model.device.type == "cpu":
                 break
     optimizer_bytes = sum(8 * parameter.numel() for parameter in trainable_parameters(model).values())
     return Trial(batch.num_tokens, seconds, peak_memory_gib(model.device) + optimizer_bytes / GIB)
@@ -91,7 +93,7 @@ def trial_micro_batch(model: PeftModel, batch: MicroBatch) -> Trial:
 def choose_attention(model: PeftModel, wanted: str, heaviest: Callable[[Layout], MicroBatch]) -> tuple[str, Trial]:
     """Put the model on the attention path `wanted`; with `auto`, on the fastest for the heaviest micro-batch.
 
-    Where one takes long, those after it are not tried.
+    Where one takes long, those after it are not tried; one that fails, for memory or in its compiler, is left out.
 
     Args:
         model: with its adapter.
@@ -99,16 +101,24 @@ def choose_attention(model: PeftModel, wanted: str, heaviest: Callable[[Layout],
         heaviest: returns the heaviest micro-batch of a layout.
 
     Raises:
-        UserError: the packed path was asked for, and the model does not take it.
+        UserError: a packed path was asked for, and the model or the device does not take it.
+        RuntimeError: all of them failed; the last one's.
     """
     base = model.get_base_model()
     found: dict[str, Trial] = {}
-    for name in _paths(base, wanted):
+    paths = _paths(base, wanted)
+    for name in paths:
         use_attention(base, name)
         batch = heaviest(layout_of(base, training=True))
         if found and name == "eager" and _longest(batch) > EAGER_MAX_TOKENS:
             break
-        found[name] = trial_micro_batch(model, batch)
+        try:
+            found[name] = trial_micro_batch(model, batch)
+        except RuntimeError:
+            model.zero_grad(set_to_none=True)
+            if base.device.type != "cuda" or not (found or name != paths[-1]):
+                raise
+            continue
         if found[name].seconds > SECONDS_OF_ONE_PATH:
             break
     best = max(found, key=lambda name: found[name].tokens_per_second)
@@ -118,21 +128,29 @@ def choose_attention(model: PeftModel, wanted: str, heaviest: Callable[[Layout],
 
 def _paths(base: PreTrainedModel, wanted: str) -> list[str]:
     """Return the attention paths to try: packed samples, what transformers would take, and on a CPU plain products."""
-    if wanted not in ("auto", PACKED):
-        return [wanted]
-    packed = takes_packed(base)
-    if wanted == PACKED and not packed:
+    on_gpu = base.device.type == "cuda"
+    if wanted == COMPILED and not on_gpu:
         raise UserError(
-            "this model does not take packed samples",
+            "the kernel of this attention is compiled for CUDA devices only",
             where="base_model.attn_implementation",
-            got=PACKED,
-            expected="auto, sdpa or eager",
+            got=f"{COMPILED} on {base.device.type}",
+            expected="auto, packed, sdpa or eager",
         )
-    if wanted == PACKED:
-        return [PACKED]
+    if wanted in (PACKED, COMPILED):
+        if not takes_packed(base, wanted):
+            raise UserError(
+                "this model does not take packed samples",
+                where="base_model.attn_implementation",
+                got=wanted,
+                expected="auto, sdpa or eager",
+            )
+        return [wanted]
+    if wanted != "auto":
+        return [wanted]
+    packed = [name for name in ((PACKED, COMPILED) if on_gpu else (PACKED,)) if takes_packed(base, name)]
     usual = str(base.config._attn_implementation)
-    plain = ["eager"] if base.device.type == "cpu" and usual == "sdpa" else []
-    return [*([PACKED] if packed else []), usual, *plain]
+    plain = ["eager"] if not on_gpu and usual == "sdpa" else []
+    return [*packed, usual, *plain]
 
 
 def _longest(batch: MicroBatch) -> int:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _PREFIX_TOKENS, _OWN_TOKENS = 20, 12
 
 
-def takes_packed(model: PreTrainedModel) -> bool:
-    """Whether a model takes samples end to end: tried on two that share a prefix, against each of them alone.
+def takes_packed(model: PreTrainedModel, path: str = PACKED) -> bool:
+    """Whether a model takes samples end to end on a path: tried on two that share a prefix, against each of them alone.
 
     Another second sample must leave the first one's loss as it is, bit for bit, and the losses must be those of
     the samples alone; what a family does between its tokens besides attention would show. The model is left as it was.
@@ -35,7 +35,7 @@ def takes_packed(model: PreTrainedModel) -> bool:
     try:
         with torch.inference_mode():
             alone = [_losses(model, pack([sample])) for sample in (first, second)]
-            use_attention(model, PACKED)
+            use_attention(model, path)
             packed = _losses(model, pack([first, second], share=True))
             changed = _losses(model, pack([first, other], share=True))
     except (NotImplementedError, TypeError, ValueError, RuntimeError):
