@@ -647,6 +647,15 @@ HEARD: dict[str, tuple[str, str]] = {
     ),
     "wrong.device": ("the device cannot be used", "无法使用该设备"),
     "wrong.devices": ("auto, cpu, cuda, or cuda:0", "auto、cpu、cuda 或 cuda:0"),
+    "wrong.run_read_only": ("cannot write the run's folder", "无法写入训练目录"),
+    "wrong.run_writable": (
+        "make it writable, or copy the run to a folder that you may write",
+        "使其可写，或把训练复制到可写的目录",
+    ),
+    "wrong.run_live": ("the run is being trained right now", "该训练正在进行中"),
+    "wrong.run_process": ("process {pid}", "进程 {pid}"),
+    "wrong.run_other": ("another process", "另一个进程"),
+    "wrong.run_wait": ("wait for it, or stop it first", "等它结束，或先停止它"),
     "wrong.bitsandbytes": ("quantization needs bitsandbytes", "量化需要 bitsandbytes"),
     "wrong.no_pull": ("no model of this name comes without a hub", "没有不经 hub 就能取得的同名模型"),
     "wrong.name_model": (

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tuneloom.adapters.store import save_adapter
+from tuneloom.adapters.store import CONFIG_FILE, WEIGHTS_FILE, save_adapter
 from tuneloom.errors import UserError
 from tuneloom.models.source import ModelSource
 from tuneloom.rundir import PLAN, RunDirectory
@@ -118,7 +118,7 @@ def verify_checkpoint(folder: Path) -> str | None:
     """Return None for a whole checkpoint, else what is wrong with it."""
     try:
         digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        expected = {TRAINING_STATE, OPTIMIZER, RNG}
+        expected = {CONFIG_FILE, WEIGHTS_FILE, TRAINING_STATE, OPTIMIZER, RNG}
         if not isinstance(digests, dict) or not expected <= digests.keys():
             return f"{MANIFEST} is incomplete"
     except (OSError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,10 @@ def finetune(
     Raises:
         UserError, GuardError, Interrupted: see `tuneloom.errors`.
     """
-    with catch_signals() as flag:
+    with catch_signals() as flag, ExitStack() as stack:
+        if resume is not None:
+            stack.enter_context(resume.run.held())
+            resume.run.sweep()
         changes = changed_settings(resume.run, config) if resume else {}
         if resume is not None:
             refuse_changes(resume.run, changes, override)
@@ -81,6 +84,7 @@ def finetune(
             on_job("job", {"job": job})
         if resume is None:
             directory = open_run(job)
+            stack.enter_context(directory.held())
         else:
             directory = resume.run
             changes |= changed_inputs(directory, job.environment())
