@@ -32,6 +32,8 @@ HEARD: dict[str, tuple[str, str]] = {
     "said.dry_run": ("dry run: nothing was trained, no run was made", "试运行：没有训练，也没有生成训练记录"),
     "said.step": ("step {step}: {figures}", "第 {step} 步：{figures}"),
     "said.warning": ("warning: {message}", "警告：{message}"),
+    "said.disk_full": ("the disk is full; waiting for room in {folder}", "磁盘已满；正在等待 {folder} 腾出空间"),
+    "said.kept_full": ("{checkpoint}; the disk is full", "{checkpoint}；磁盘已满"),
     "said.not_finite": ("non-finite {what}", "不是有限的数：{what}"),
     "said.loss": ("loss", "损失"),
     "said.gradient": ("gradient", "梯度"),
@@ -647,6 +649,24 @@ HEARD: dict[str, tuple[str, str]] = {
     ),
     "wrong.device": ("the device cannot be used", "无法使用该设备"),
     "wrong.devices": ("auto, cpu, cuda, or cuda:0", "auto、cpu、cuda 或 cuda:0"),
+    "wrong.memory": ("the base model does not fit into memory", "内存放不下基座模型"),
+    "wrong.memory_free": ("{size} GB free", "空闲 {size} GB"),
+    "wrong.memory_needed": ("at least {size} GB for its weights alone", "仅权重就至少需要 {size} GB"),
+    "wrong.memory_mend": (
+        "end other programs, take a smaller model, or set base_model.quantization to 4bit",
+        "关闭其他程序，换用较小的模型，或把 base_model.quantization 设为 4bit",
+    ),
+    "wrong.room": ("the disk has too little room for the run's checkpoints", "磁盘空间不足以保存训练的检查点"),
+    "wrong.room_free": ("{size} MB free", "空闲 {size} MB"),
+    "wrong.room_needed": ("{size} MB: room for {number} checkpoints", "{size} MB：可放 {number} 个检查点"),
+    "wrong.room_mend": (
+        "make room, lower training.save_total_limit, or set output_dir to another disk",
+        "腾出空间，减小 training.save_total_limit，或把 output_dir 设到另一块磁盘",
+    ),
+    "wrong.disk_mend": (
+        "mend the disk or its rights; --resume-from goes on from the last checkpoint",
+        "修复磁盘或其权限；--resume-from 可从最后的检查点继续",
+    ),
     "wrong.run_read_only": ("cannot write the run's folder", "无法写入训练目录"),
     "wrong.run_writable": (
         "make it writable, or copy the run to a folder that you may write",
