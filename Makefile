@@ -30,7 +30,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready Makefile
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) pytest pytest-xdist hypothesis ruff mypy import-linter datasets sentencepiece playwright
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) pytest pytest-xdist hypothesis ruff mypy import-linter datasets sentencepiece playwright bitsandbytes
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(PIP_ARGS) trl  # for the chat templates that it ships
 	@touch $@
 

@@ -14,8 +14,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -184,6 +187,41 @@ class RunDirectory:
             return None
         return pid if lives else None
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run for this process within the block: a lock on metrics.jsonl that the system ends with the process.
+
+        Where the system or the file system has no such locks, nothing is held.
+
+        Raises:
+            UserError: another process holds it, or it may not be written.
+        """
+        try:
+            file = open(self.metrics, "ab")  # noqa: SIM115 closed below
+        except OSError as error:
+            raise UserError(
+                "cannot write the run's folder",
+                where=str(self.path),
+                got=error.strerror,
+                mend="make it writable, or copy the run to a folder that you may write",
+            ) from error
+        with file:
+            if not _locked(file):
+                pid = (self.read_json(STATE) or {}).get("pid")
+                raise UserError(
+                    "the run is being trained right now",
+                    where=str(self.path),
+                    got=f"process {pid}" if pid else "another process",
+                    mend="wait for it, or stop it first",
+                )
+            yield
+
+    def sweep(self) -> None:
+        """Remove what a killed trainer left half written or half removed; for whoever holds the run."""
+        for pattern in (".*.partial", ".*.doomed", ".*.old"):
+            for path in self.path.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     def set_aside(self, step: int) -> Path:
         """Copy config.yaml and move the checkpoints after `step` into `superseded-<n>/`; return that folder."""
         later = [path for at, path in self.checkpoints().items() if at > step]
@@ -239,6 +277,21 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _locked(file: Any) -> bool:
+    """Lock an open file until it is closed; False where another one has it locked."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _step(event: Mapping[str, Any]) -> int:

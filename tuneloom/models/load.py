@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ def load_base_model(folder: Path, dtype: torch.dtype, device: torch.device, quan
     if is_original(read_model_config(folder)):
         from tuneloom.models.chatglm.load import load_original
 
-        return load_original(folder, dtype, device, None if quantization == "none" else _bitsandbytes(quantization, dtype))
+        how = None if quantization == "none" else _bitsandbytes(quantization, dtype)
+        return _settled(load_original(folder, dtype, device, how))
     extra: dict[str, Any] = {}
     if quantization != "none":
         extra = {"quantization_config": _bitsandbytes(quantization, dtype), "device_map": {"": device}}
@@ -83,7 +85,7 @@ def load_base_model(folder: Path, dtype: torch.dtype, device: torch.device, quan
         ) from error
     _require_whole(info, folder)
     model.requires_grad_(False)
-    return model.eval() if extra else model.to(device).eval()
+    return _settled(model.eval()) if extra else model.to(device).eval()
 
 
 def load_tokenizer_folder(folder: Path) -> PreTrainedTokenizerBase:
@@ -140,6 +142,7 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> Any:
         raise UserError(
             "quantization needs bitsandbytes", where="base_model.quantization", mend="pip install 'tuneloom[quant]'"
         )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # in every pass it warns of a cast that it always does
     from transformers import BitsAndBytesConfig
 
     if quantization == "8bit":
@@ -147,3 +150,23 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def _settled(model: PreTrainedModel) -> PreTrainedModel:
+    """Have bitsandbytes' layers, where there are any, let gradients through on a CPU and keep their scales under PEFT's DoRA.
+
+    Where the processor has avx512_bf16, a 4-bit layer's first pass without gradients would pack its weights, for products that
+    are bf16, want widths of 64, and stop gradients ever after, in training too.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, "init_8bit_state"):
+            module.register_forward_pre_hook(_keep_scales)
+    return model
+
+
+def _keep_scales(layer: Any, _: Any) -> None:
+    """Leave an 8-bit layer's state as it is where PEFT's DoRA has set its weights anew, without their scales."""
+    if layer.weight.SCB is None:
+        layer.weight.CB = None

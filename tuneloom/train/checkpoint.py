@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tuneloom.adapters.store import save_adapter
+from tuneloom.adapters.store import CONFIG_FILE, WEIGHTS_FILE, save_adapter
 from tuneloom.errors import UserError
 from tuneloom.models.source import ModelSource
 from tuneloom.rundir import PLAN, RunDirectory
@@ -100,25 +100,40 @@ def save_checkpoint(
     partial = run.path / f".{final.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_adapter(model, partial, base)
-    save_file(optimizer_tensors(model, optimizer), partial / OPTIMIZER)
-    save_file(rng_tensors(), partial / RNG)
-    (partial / TRAINING_STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(run.path / PLAN, partial / PLAN)
-    digests = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
-    for path in [*partial.iterdir(), partial]:
-        _sync(path)
+    try:
+        _write(partial, run, model, optimizer, state, base)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     partial.rename(final)
     _sync(run.path)
     return final
+
+
+def _write(
+    folder: Path,
+    run: RunDirectory,
+    model: PeftModel,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    base: ModelSource,
+) -> None:
+    save_adapter(model, folder, base)
+    save_file(optimizer_tensors(model, optimizer), folder / OPTIMIZER)
+    save_file(rng_tensors(), folder / RNG)
+    (folder / TRAINING_STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(run.path / PLAN, folder / PLAN)
+    digests = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+    for path in [*folder.iterdir(), folder]:
+        _sync(path)
 
 
 def verify_checkpoint(folder: Path) -> str | None:
     """Return None for a whole checkpoint, else what is wrong with it."""
     try:
         digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        expected = {TRAINING_STATE, OPTIMIZER, RNG}
+        expected = {CONFIG_FILE, WEIGHTS_FILE, TRAINING_STATE, OPTIMIZER, RNG}
         if not isinstance(digests, dict) or not expected <= digests.keys():
             return f"{MANIFEST} is incomplete"
     except (OSError, ValueError):

@@ -23,6 +23,7 @@ from tuneloom.models.forward import layout_of, supervised_loss_sum
 from tuneloom.rundir import RunDirectory
 from tuneloom.train.checkpoint import TrainingState, Window, prune, restore, restore_rng, rng_tensors, save_checkpoint
 from tuneloom.train.interrupt import InterruptFlag
+from tuneloom.train.limits import is_full
 from tuneloom.train.measure import peak_memory_gib, work_per_token
 from tuneloom.train.optim import build_optimizer, build_scheduler, scheduler_state, trainable_parameters
 from tuneloom.train.prepare import Job
@@ -88,7 +89,7 @@ class Loop:
                 self._after_step()
         except TuneloomError as error:
             self.optimizer.zero_grad(set_to_none=True)
-            kept = f"{self._checkpoint().name}, of the last whole step" if self.state.step else "nothing; no step was done"
+            kept = self._kept()
             if isinstance(error, Interrupted):
                 raise Interrupted(error.number, f"kept: {kept}") from None
             if isinstance(error, GuardError):
@@ -261,14 +262,42 @@ class Loop:
         self.state.scheduler = scheduler_state(self.scheduler)
         scaler = self.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler is not None else {}
-        path = save_checkpoint(self.run, self.job.model, self._plain_optimizer, self.state, self.job.base)
+        path = self.recorder.written(self._save)
+        self._prune(self.settings.save_total_limit)
+        self.recorder.event("checkpoint", step=self.state.step, path=path.name, action="saved")
+        return path
+
+    def _save(self) -> Path:
+        """Write the checkpoint; where the disk is full, the one that is to go next goes now."""
+
+        def save() -> Path:
+            return save_checkpoint(self.run, self.job.model, self._plain_optimizer, self.state, self.job.base)
+
+        limit = self.settings.save_total_limit
+        try:
+            return save()
+        except Exception as error:  # safetensors has an error of its own for a full disk
+            if not is_full(error) or limit is None or limit < 2 or len(self.run.checkpoints()) < limit:
+                raise
+        self._prune(limit - 1)
+        return save()
+
+    def _prune(self, limit: int | None) -> None:
         keep = {self.state.step}
         if self.state.best_step is not None and self.settings.load_best_model_at_end:
             keep.add(self.state.best_step)
-        for removed in prune(self.run, self.settings.save_total_limit, keep):
+        for removed in prune(self.run, limit, keep):
             self.recorder.event("checkpoint", step=self.state.step, path=removed.name, action="removed")
-        self.recorder.event("checkpoint", step=self.state.step, path=path.name, action="saved")
-        return path
+
+    def _kept(self) -> str:
+        """Save where the run stands; return what is kept of it."""
+        if not self.state.step:
+            return "nothing; no step was done"
+        try:
+            return f"{self._checkpoint().name}, of the last whole step"
+        except Interrupted:  # the disk is full, and nobody waits for room
+            newest = list(self.run.checkpoints().values())[-1:]
+            return f"{newest[0].name if newest else 'nothing'}; the disk is full"
 
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:

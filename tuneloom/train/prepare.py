@@ -29,6 +29,7 @@ from tuneloom.models.load import load_base_model, load_tokenizer_folder, pick_de
 from tuneloom.models.precision import Precision, choose_precision
 from tuneloom.models.quiet import quiet_peft
 from tuneloom.models.source import ModelSource, resolve_model, silent
+from tuneloom.train.limits import require_memory
 from tuneloom.train.measure import Trial, choose_attention, heaviest_micro_batch
 from tuneloom.train.optim import build_optimizer, build_scheduler, warmup_steps
 from tuneloom.train.origin import Origin, aimed, find_origin, load_origin, shaped
@@ -188,6 +189,7 @@ def prepare_job(
     start = None if checkpoint else find_origin(config, base, base_fingerprint, say)
     config = shaped(config, start)
 
+    require_memory(base, precision.dtype, device, config.base_model.quantization)
     say(f"loading {base.name} ...")
     model = load_base_model(base.folder, precision.dtype, device, config.base_model.quantization)
     config = aimed(config, start, model)

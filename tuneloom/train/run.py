@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloom.adapters.attach import count_parameters
 from tuneloom.adapters.store import restore_adapter, save_adapter
 from tuneloom.config import Config, dump_config
 from tuneloom.errors import Interrupted, TuneloomError
@@ -18,6 +19,7 @@ from tuneloom.models.source import silent
 from tuneloom.rundir import ADAPTER, CONFIG, DATA_REPORT, ENVIRONMENT, PLAN, RunDirectory, run_name
 from tuneloom.train.checkpoint import read_training_state
 from tuneloom.train.interrupt import InterruptFlag, catch_signals
+from tuneloom.train.limits import require_room
 from tuneloom.train.loop import Loop
 from tuneloom.train.origin import noted_origin
 from tuneloom.train.prepare import Job, Say, prepare_job
@@ -68,7 +70,10 @@ def finetune(
     Raises:
         UserError, GuardError, Interrupted: see `tuneloom.errors`.
     """
-    with catch_signals() as flag:
+    with catch_signals() as flag, ExitStack() as stack:
+        if resume is not None:
+            stack.enter_context(resume.run.held())
+            resume.run.sweep()
         changes = changed_settings(resume.run, config) if resume else {}
         if resume is not None:
             refuse_changes(resume.run, changes, override)
@@ -79,8 +84,10 @@ def finetune(
         flag.check(_NOTHING_YET)
         if on_job:
             on_job("job", {"job": job})
+        require_room(config, count_parameters(job.model)[0], job.schedule)
         if resume is None:
             directory = open_run(job)
+            stack.enter_context(directory.held())
         else:
             directory = resume.run
             changes |= changed_inputs(directory, job.environment())
@@ -119,13 +126,18 @@ def prepare(
             flag.check(_NOTHING_YET)
         show("within", {"what": what, "done": done, "total": total})
 
+    def told(line: str) -> None:
+        if flag is not None:
+            flag.check(_NOTHING_YET)
+        say(line)
+
     return prepare_job(
         as_begun(resume.run, config) if resume else config,
         strict=strict,
         checkpoint=resume.checkpoint if resume else None,
         plan=resume.plan if resume else None,
         origin=noted_origin(resume.run) if resume else None,
-        say=say,
+        say=told,
         within=within,
     )
 
@@ -161,7 +173,7 @@ def run_job(
     job: Job, directory: RunDirectory, resume: ResumePoint | None, flag: InterruptFlag, listeners: Sequence[Listener]
 ) -> Run:
     """Train, publish, report; the run's state says how it ended, however it ends."""
-    recorder = Recorder(directory, listeners, job.schedule.num_steps)
+    recorder = Recorder(directory, listeners, job.schedule.num_steps, flag.check)
     with _told(recorder):
         loop = Loop(job, directory, recorder, flag)
         if resume is not None:
@@ -173,7 +185,7 @@ def run_job(
         recorder.phase("saving")
         if job.config.training.load_best_model_at_end and loop.state.best_step is not None:
             restore_adapter(job.model, directory.checkpoint(loop.state.best_step))
-        publish_adapter(job, directory)
+        recorder.written(lambda: publish_adapter(job, directory))
         _predict_test(job, loop, directory, recorder, flag)
         recorder.event(
             "end",
@@ -185,7 +197,7 @@ def run_job(
             tokens_per_second=round(loop.state.tokens / max(loop.state.seconds, 1e-9), 2),
             useful_gflops=round(loop.state.useful_gflop / max(loop.state.seconds, 1e-9), 1),
         )
-        write_report(job, directory)
+        recorder.written(lambda: write_report(job, directory))
     recorder.phase("done", result=ADAPTER)
     return Run(directory)
 
@@ -195,8 +207,12 @@ def publish_adapter(job: Job, directory: RunDirectory) -> None:
     partial = directory.path / f".{ADAPTER}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_adapter(job.model, partial, job.base)
-    job.renderer.tokenizer.save_pretrained(partial)
+    try:
+        save_adapter(job.model, partial, job.base)
+        job.renderer.tokenizer.save_pretrained(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     old = directory.path / f".{ADAPTER}.{os.getpid()}.old"
     if directory.adapter.exists():  # of the same run, resumed from before its end
         directory.adapter.rename(old)
@@ -217,7 +233,7 @@ def _predict_test(job: Job, loop: Loop, directory: RunDirectory, recorder: Recor
     rows = turn_rows(job.data.test_conversations)
     batch_size = job.config.training.per_device_eval_batch_size
     found = predict(loop.generator, rows, job.config.generation, batch_size, within)
-    write_predictions(directory, found)
+    recorder.written(lambda: write_predictions(directory, found))
     recorder.event("test", step=loop.state.step, rows=len(found.rows), **found.scores)
 
 
@@ -226,12 +242,10 @@ def _told(recorder: Recorder) -> Iterator[None]:
     """Write into the run how it ended when it does not end well."""
     try:
         yield
-    except Interrupted as error:
-        recorder.event("end", reason="interrupted", message=str(error))
-        recorder.phase("interrupted", reason=str(error))
-        raise
     except BaseException as error:
+        phase = "interrupted" if isinstance(error, Interrupted) else "failed"
         reason = str(error) if isinstance(error, TuneloomError) else f"{type(error).__name__}: {error}"
-        recorder.event("end", reason="failed", message=reason)
-        recorder.phase("failed", reason=reason)
+        with suppress(TuneloomError):  # a disk that takes nothing more must not hide what happened
+            recorder.event("end", reason=phase, message=reason)
+            recorder.phase(phase, reason=reason)
         raise
