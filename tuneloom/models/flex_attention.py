@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,13 +79,15 @@ class FlexAttention:
             positions_M = self._on_device(self._positions_M)
             mask_mod = _attends_within(until_M, positions_M, positions_M - window)
         part_BB = some_BB & ~all_BB
-        tables = [table for blocks_BB in (part_BB, all_BB, part_BB.T, all_BB.T) for table in _listed(blocks_BB)]
-        return BlockMask(
+        tables: Any = (table for blocks_BB in (part_BB, all_BB, part_BB.T, all_BB.T) for table in _listed(blocks_BB))
+        kind: Any = BlockMask  # its tables are positional and of one type
+        mask: BlockMask = kind(
             (self.num_rows, self.num_rows),
             *map(self._on_device, tables),
             BLOCK_SIZE=(BLOCK_ROWS, BLOCK_ROWS),
             mask_mod=mask_mod,
         )
+        return mask
 
     def _on_device(self, array: Ints) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -99,7 +102,7 @@ class FlexAttention:
     ) -> torch.Tensor:
         """Return the attention's output, (M, H, D)."""
         by_heads = [each.transpose(0, 1).unsqueeze(0) for each in (query_MHD, key_MKD, value_MKD)]
-        attention = _compiled() if query_MHD.device.type == "cuda" else flex_attention
+        attention: Any = _compiled() if query_MHD.device.type == "cuda" else flex_attention
         output: torch.Tensor = attention(
             *by_heads,
             block_mask=self.mask(window),

@@ -127,7 +127,11 @@ def choose_attention(model: PeftModel, wanted: str, heaviest: Callable[[Layout],
 
 
 def _paths(base: PreTrainedModel, wanted: str) -> list[str]:
-    """Return the attention paths to try: packed samples, what transformers would take, and on a CPU plain products."""
+    """Return the attention paths to try: packed samples, and what transformers would take.
+
+    On a CPU nothing padded is tried beside packed samples, which never were slower and need less memory; where a model does
+    not take them, plain products are.
+    """
     on_gpu = base.device.type == "cuda"
     if wanted == COMPILED and not on_gpu:
         raise UserError(
@@ -149,8 +153,9 @@ def _paths(base: PreTrainedModel, wanted: str) -> list[str]:
         return [wanted]
     packed = [name for name in ((PACKED, COMPILED) if on_gpu else (PACKED,)) if takes_packed(base, name)]
     usual = str(base.config._attn_implementation)
-    plain = ["eager"] if not on_gpu and usual == "sdpa" else []
-    return [*packed, usual, *plain]
+    if on_gpu:
+        return [*packed, usual]
+    return packed or [usual, *(["eager"] if usual == "sdpa" else [])]
 
 
 def _longest(batch: MicroBatch) -> int:
