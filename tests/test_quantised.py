@@ -23,7 +23,9 @@ from tuneloom.data.plan import plan_step
 from tuneloom.exporting.merged import export_merged
 from tuneloom.models.forward import PACKED, layout_of, supervised_logits, supervised_loss_sum, use_attention
 from tuneloom.models.load import load_base_model
+from tuneloom.models.source import resolve_model
 from tuneloom.train.prepare import Job
+from tuneloom.train.proof import takes_packed
 from tuneloom.train.resume import find_resume
 from tuneloom.train.run import Run, finetune
 from tuneloom.types import Layout
@@ -196,3 +198,10 @@ def test_a_chatglm_in_its_original_layout_is_quantised_while_it_loads(bits: str,
     assert {type(module) for module in linear} == {LAYERS[bits][0]}
     expected = logits_of(whole, IDS)
     assert 0 < float((logits_of(model, IDS) - expected).norm() / expected.norm()) < FAR[bits]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("bits", LAYERS)
+def test_the_real_model_takes_packed_samples_on_a_quantised_base(bits: str) -> None:
+    model = load_base_model(resolve_model("smollm2-135m-instruct").folder, torch.float32, torch.device("cpu"), bits)
+    assert takes_packed(model)

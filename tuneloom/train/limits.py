@@ -35,8 +35,8 @@ def require_memory(base: ModelSource, dtype: torch.dtype, device: torch.device, 
         return
     config = base.config()
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    files = sum(file.stat().st_size for kind in ("*.safetensors", "*.bin") for file in base.folder.glob(kind))
-    parameters = files / _STORED_BYTES.get(stored, 4)
+    files = list(base.folder.glob("*.safetensors")) or list(base.folder.glob("*.bin"))
+    parameters = sum(file.stat().st_size for file in files) / _STORED_BYTES.get(stored, 4)
     needed = parameters * _QUANTISED_BYTES.get(quantization, dtype.itemsize)
     free = examine_memory().available_bytes
     if needed > free:
@@ -49,14 +49,20 @@ def require_memory(base: ModelSource, dtype: torch.dtype, device: torch.device, 
         )
 
 
-def require_room(config: Config, num_trained: int, schedule: StepSchedule) -> None:
+def require_room(config: Config, num_trained: int, schedule: StepSchedule, num_there: int) -> None:
     """Refuse a run whose checkpoints its disk has no room for: those that are kept, and two.
+
+    Args:
+        config: the settings.
+        num_trained: trained parameters.
+        schedule: of the run.
+        num_there: checkpoints that it has already.
 
     Raises:
         UserError: with what is needed and what there is.
     """
     made = 1 + sum(schedule.due(config.training.save_steps, step) for step in range(1, schedule.num_steps))
-    kept = min(made, config.training.save_total_limit or made) + 2
+    kept = max(0, min(made, config.training.save_total_limit or made) - num_there) + 2
     needed = kept * num_trained * _STATE_BYTES
     place = Path(config.output_dir).absolute()
     free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free

@@ -32,6 +32,7 @@ def takes_packed(model: PreTrainedModel, path: str = PACKED) -> bool:
     ends = [_tokens(model, _PREFIX_TOKENS + number * _OWN_TOKENS, _OWN_TOKENS) for number in range(3)]
     first, second, other = (_sample(prefix, end) for end in ends)
     model.eval()
+    _as_in_training(model)
     try:
         with torch.inference_mode():
             alone = [_losses(model, pack([sample])) for sample in (first, second)]
@@ -46,6 +47,13 @@ def takes_packed(model: PreTrainedModel, path: str = PACKED) -> bool:
     own = len(alone[0])
     near = torch.allclose(packed, torch.cat(alone), rtol=0.05, atol=0.05)
     return near and torch.equal(packed[:own], changed[:own]) and not torch.equal(packed[own:], changed[own:])
+
+
+def _as_in_training(model: PreTrainedModel) -> None:
+    """Have 8-bit layers compute as in training: on a CPU their inputs are whole then, else rounded by what lies beside them."""
+    for module in model.modules():
+        if hasattr(module, "init_8bit_state"):
+            module.train()
 
 
 def _tokens(model: PreTrainedModel, first: int, count: int) -> NDArray[np.int32]:

@@ -84,7 +84,8 @@ def finetune(
         flag.check(_NOTHING_YET)
         if on_job:
             on_job("job", {"job": job})
-        require_room(config, count_parameters(job.model)[0], job.schedule)
+        num_there = len(resume.run.checkpoints()) if resume else 0
+        require_room(job.config, count_parameters(job.model)[0], job.schedule, num_there)
         if resume is None:
             directory = open_run(job)
             stack.enter_context(directory.held())
