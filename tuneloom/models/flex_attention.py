@@ -106,7 +106,9 @@ class FlexAttention:
     ) -> torch.Tensor:
         """Return the attention's output, (M, H, D)."""
         by_heads = [each.transpose(0, 1).unsqueeze(0) for each in (query_MHD, key_MKD, value_MKD)]
-        attention: Callable[..., torch.Tensor] = _compiled() if query_MHD.device.type == "cuda" else flex_attention
+        attention: Callable[..., torch.Tensor] = flex_attention
+        if query_MHD.device.type == "cuda":
+            attention = _compiled()
         output = attention(*by_heads, block_mask=self.mask(window), scale=scaling, enable_gqa=True)
         return output[0].transpose(0, 1)
 
