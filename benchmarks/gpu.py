@@ -20,9 +20,9 @@ useful TFLOP/s: the step's work with such beginnings counted once, the same for 
 a token, 4 x head a supervised one, 12 x width a pair of tokens that attend), over the time. loss: of the first step, the
 adapter fresh, so it must be the same for all sides. Memory is what torch allocated at most.
 
-After `--seconds` nothing new is begun, and what was left out is said. It needs torch, transformers, peft, what these
-need, and this repository's folder: of the product only modules that import no other package. No network is used. Without a CUDA device it says so and ends with exit code 2; `--cpu-check`
-runs all of it with tiny shapes on a CPU, which measures nothing.
+After `--seconds` nothing new is begun, and what was left out is said. It needs torch, transformers, peft, what these need, and
+this repository's folder: of the product only modules that import no other package. No network is used. Without a CUDA device
+it says so and ends with exit code 2; `--cpu-check` runs all of it with tiny shapes on a CPU, which measures nothing.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ def tried(model: Any, side: Side, steps: Sequence[Step], late: Callable[[], bool
             first_loss = loss if first_loss is None else first_loss
         except torch.OutOfMemoryError:
             too_large.add(setting.attention)
-            forget(model)
+        forget(model)  # not in the handler, where the error still holds its frames
     return found, first_loss
 
 
@@ -341,7 +341,6 @@ def timed(model: Any, side: Side, setting: Setting, steps: Sequence[Step], line:
     try:
         seconds = [seconds_of(model, optimizer, side, setting, step) for step in steps]
     except torch.OutOfMemoryError:
-        forget(model)
         return replace(line, failed="out of memory on a longer step")
     return replace(
         line,
