@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,3 +142,71 @@ def test_dora_is_compared_with_our_lora_and_with_peft(sides: Any) -> None:
         ("dora", "trl", "dora"),
     ]
     assert [peer.name for _, peer in sides.peers.compared("lora", ["trl"])] == ["trl", "trl"]
+
+
+def test_the_gpu_benchmark_runs_whole_without_the_products_other_packages(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    code = f"""
+import runpy, sys
+for name in ("pydantic", "ruamel.yaml", "typer", "rich", "nicegui", "matplotlib", "pyarrow", "gguf"):
+    sys.modules[name] = None
+sys.argv = ["gpu.py", "--cpu-check", "--model", "chatglm3-6b", "--steps", "1", "--json", {str(out)!r}]
+runpy.run_path({str(BENCHMARKS / "gpu.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = json.loads(out.read_text())["results"]
+    sides = ["ours", "plain", "plain, recomputing"]
+    assert [(line["side"], line["work"]) for line in lines] == [(s, w) for s in sides for w in ("persona", "dialogue")]
+    assert [line["failed"] for line in lines] == [""] * 6
+    assert all(line["seconds_per_step"] > 0 and line["tokens_per_second"] > 0 and line["useful_tflops"] > 0 for line in lines)
+    for work in ("persona", "dialogue"):
+        losses = [line["loss"] for line in lines if line["work"] == work]
+        assert losses == pytest.approx([losses[0]] * 3, rel=1e-5), "all sides train on the same"
+        assert losses[0] == pytest.approx(math.log(512), abs=0.2)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    yield gpu
+    del sys.modules["gpu"]
+
+
+def test_the_gpu_benchmark_says_what_it_lacks(gpu: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        assert gpu.main([]) == 2
+        assert "no CUDA device" in capsys.readouterr().err
+    assert gpu.main(["--cpu-check", "--seconds", "-1", "--json", str(tmp_path / "out.json")]) == 0
+    lines = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [line["failed"] for line in lines] == ["left out: time is up"] * 4
+
+
+def test_what_does_not_fit_the_gpu_is_a_line(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    base = gpu.build("llama-3-8b", None, torch.device("cpu"), tiny=True)
+    steps = gpu.steps_of("persona", 3, base, 128)
+    side = gpu.Side("plain", (gpu.Setting(1), gpu.Setting(4), gpu.Setting(8)))
+    sizes: list[int] = []
+    real = gpu.run_step
+
+    def run_step(model: Any, optimizer: Any, of: Any, setting: Any, step: Any) -> float:
+        sizes.append(setting.size)
+        if setting.size >= limit:
+            raise torch.OutOfMemoryError
+        return real(model, optimizer, of, setting, step)
+
+    monkeypatch.setattr(gpu, "run_step", run_step)
+    limit = 4
+    line = gpu.measure(base, side, steps, gpu.Figures("m", "w", "plain"), lambda: False)
+    assert (line.setting, line.failed) == ("sdpa, 1", "")
+    assert 8 not in sizes, "a larger batch is not tried after one that did not fit"
+    limit = 1
+    line = gpu.measure(base, side, steps, gpu.Figures("m", "w", "plain"), lambda: False)
+    assert (line.seconds_per_step, line.failed) == (None, "out of memory")
+    assert "out of memory" in gpu.table([line])

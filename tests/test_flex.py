@@ -228,7 +228,7 @@ def test_it_is_compiled_for_one_size_and_then_for_any(window: int | None, monkey
 def test_segments_that_do_not_lie_depth_first_are_refused() -> None:
     rows = np.arange(6)
     segments = (Segment(0, 2), Segment(2, 4), Segment(4, 6, parent=0))
-    with pytest.raises(ValueError, match="depth first"):
+    with pytest.raises(AssertionError, match="depth first"):
         FlexAttention(MicroBatch(rows, rows, rows, segments, 6), CPU)
 
 

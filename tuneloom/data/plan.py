@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloom.config import TrainingConfig
 from tuneloom.types import IGNORE_INDEX, Layout, MicroBatch, Sample, Segment, StepPlan
+
+if TYPE_CHECKING:
+    from tuneloom.config import TrainingConfig
 
 
 class StepSchedule:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,11 +40,8 @@ class FlexAttention:
     """What attention needs to know of a micro-batch; made once for it, used by every layer.
 
     Args:
-        batch: the micro-batch.
+        batch: the micro-batch, its segments depth first.
         device: of the model.
-
-    Raises:
-        ValueError: its segments do not lie depth first.
 
     Attributes:
         num_rows: rows that the model is to be given, whole blocks of them.
@@ -79,15 +75,23 @@ class FlexAttention:
             positions_M = self._on_device(self._positions_M)
             mask_mod = _attends_within(until_M, positions_M, positions_M - window)
         part_BB = some_BB & ~all_BB
-        tables: Any = (table for blocks_BB in (part_BB, all_BB, part_BB.T, all_BB.T) for table in _listed(blocks_BB))
-        kind: Any = BlockMask  # its tables are positional and of one type
-        mask: BlockMask = kind(
+        maps = {"kv": part_BB, "full_kv": all_BB, "q": part_BB.T, "full_q": all_BB.T}
+        tables = {name: self._listed(blocks_BB) for name, blocks_BB in maps.items()}
+        return BlockMask(
             (self.num_rows, self.num_rows),
-            *map(self._on_device, tables),
+            *tables["kv"],
+            *tables["full_kv"],
+            *tables["q"],
+            *tables["full_q"],
             BLOCK_SIZE=(BLOCK_ROWS, BLOCK_ROWS),
             mask_mod=mask_mod,
         )
-        return mask
+
+    def _listed(self, blocks_BB: Bools) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how many blocks each line has, (1, 1, B), and which, first in it, (1, 1, B, B)."""
+        counts_B = blocks_BB.sum(1, dtype=np.int32)
+        order_BB = np.argsort(~blocks_BB, axis=1, kind="stable").astype(np.int32)
+        return self._on_device(counts_B[None, None]), self._on_device(order_BB[None, None])
 
     def _on_device(self, array: Ints) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -102,13 +106,10 @@ class FlexAttention:
     ) -> torch.Tensor:
         """Return the attention's output, (M, H, D)."""
         by_heads = [each.transpose(0, 1).unsqueeze(0) for each in (query_MHD, key_MKD, value_MKD)]
-        attention: Any = _compiled() if query_MHD.device.type == "cuda" else flex_attention
-        output: torch.Tensor = attention(
-            *by_heads,
-            block_mask=self.mask(window),
-            scale=scaling,
-            enable_gqa=True,
-        )
+        attention: Callable[..., torch.Tensor] = flex_attention
+        if query_MHD.device.type == "cuda":
+            attention = _compiled()
+        output = attention(*by_heads, block_mask=self.mask(window), scale=scaling, enable_gqa=True)
         return output[0].transpose(0, 1)
 
 
@@ -126,8 +127,7 @@ def _until(segments: Sequence[Segment]) -> NDArray[np.int64]:
     sizes = [segment.end - segment.start for segment in segments]
     for number in reversed(range(len(segments))):
         segment = segments[number]
-        if sizes[number] != ends[number] - segment.start:
-            raise ValueError(f"segments that do not lie depth first: {segments}")
+        assert sizes[number] == ends[number] - segment.start, "segments do not lie depth first"
         if segment.parent >= 0:
             ends[segment.parent] = max(ends[segment.parent], ends[number])
             sizes[segment.parent] += sizes[number]
@@ -149,13 +149,6 @@ def _blocks_within(positions_M: Ints, window: int) -> tuple[Bools, Bools]:
     positions_BP = positions_M.reshape(-1, BLOCK_ROWS)
     lowest_B, highest_B = positions_BP.min(1), positions_BP.max(1)
     return lowest_B[:, None] - highest_B < window, highest_B[:, None] - lowest_B < window
-
-
-def _listed(blocks_BB: Bools) -> tuple[Ints, Ints]:
-    """Return how many blocks each row has, (1, 1, B), and which, first in its line, (1, 1, B, B)."""
-    counts_B = blocks_BB.sum(1, dtype=np.int32)
-    order_BB = np.argsort(~blocks_BB, axis=1, kind="stable").astype(np.int32)
-    return counts_B[None, None], order_BB[None, None]
 
 
 def _attends(until_M: torch.Tensor) -> MaskMod:
