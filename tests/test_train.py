@@ -29,7 +29,10 @@ from tuneloom.generate.generator import Generator
 from tuneloom.models.attention import BLOCKS
 from tuneloom.models.forward import supervised_loss_sum
 from tuneloom.rundir import RunDirectory
+from tuneloom.train import memory
 from tuneloom.train.checkpoint import verify_checkpoint
+from tuneloom.train.measure import heaviest_micro_batch
+from tuneloom.train.memory import kept_for_backward
 from tuneloom.train.prepare import Job, prepare_job
 from tuneloom.train.replay import SETTINGS
 from tuneloom.train.run import Run, finetune, prepare
@@ -308,18 +311,49 @@ def test_the_token_budget_and_recomputation_change_no_loss(tiny_model: Path, row
     assert len(set(plain)) == 3
 
 
+def test_what_memory_has_no_room_for_is_recomputed_and_the_plan_says_so(
+    tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = finetune(tiny_config(tiny_model, rows_file, tmp_path))
+    roomy = json.loads((plain.directory / "plan.json").read_text(encoding="utf-8"))
+    assert (roomy["tokens_per_microbatch"], roomy["recomputed_layers"]) == (2048, 0)
+    config = tiny_config(tiny_model, rows_file, tmp_path)
+    job = prepare(config)
+    kept = kept_for_backward(job.model, Layout.SHARED)
+    batch = heaviest_micro_batch(job.data.train, job.schedule, 512, Layout.SHARED)
+    updates = 12 * sum(parameter.numel() for parameter in job.model.parameters() if parameter.requires_grad)
+    monkeypatch.setattr(memory, "free_memory", lambda device: (kept.num_bytes(batch, Layout.SHARED) * 0.8 + updates) / 0.9)
+    run = finetune(config)
+    plan = json.loads((run.directory / "plan.json").read_text(encoding="utf-8"))
+    assert plan["tokens_per_microbatch"] == 512
+    assert plan["recomputed_layers"] >= 1
+    assert losses(run) == pytest.approx(losses(plain), rel=1e-5)
+
+
 def test_the_attention_path_is_measured_kept_and_changes_no_loss(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny_model, rows_file, tmp_path, {"base_model.attn_implementation": "auto"})
     job = prepare(config)
-    assert job.attention in ("packed", "eager", "sdpa")
-    assert job.plan()["attention"] == job.attention
+    assert job.choice.attention in ("packed", "eager", "sdpa")
+    assert job.plan()["attention"] == job.choice.attention
     batch = plan_step(job.data.train, 2048, Layout.PACKED).micro_batches[0]
     found = []
     for name, path in {"packed": BLOCKS, "eager": "eager", "sdpa": "sdpa"}.items():
         again = prepare_job(config, plan=job.plan() | {"attention": name})
-        assert (again.attention, again.model.get_base_model().config._attn_implementation) == (name, path)
+        assert (again.choice.attention, again.model.get_base_model().config._attn_implementation) == (name, path)
         found.append(float(supervised_loss_sum(again.model, batch).detach()))
     assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize(("dropout", "said"), [(0.0, "computed once: "), (0.2, "computed for each sample, ")])
+def test_it_is_said_whether_what_samples_share_is_computed_once(
+    dropout: float, said: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    system = {"role": "system", "content": "You are Loomi, a small and patient assistant made by Tuneloom."}
+    rows = [{"messages": [system, *row["messages"]]} for row in ROWS]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows), encoding="utf-8")
+    job = prepare(tiny_config(tiny_model, data, tmp_path, {"adapter.lora_dropout": dropout}))
+    assert dict(job.summary())["shared prefixes"].startswith(said)
 
 
 def test_logging_steps_average_over_supervised_tokens(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:

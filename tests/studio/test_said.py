@@ -126,9 +126,28 @@ def mistakes(file: Path) -> Iterator[tuple[int, str]]:
                     yield node.lineno, text
 
 
+PLACES = (
+    "data/*.py",
+    "config/load.py",
+    "config/schema.py",
+    "models/*.py",
+    "train/*.py",
+    "rundir.py",
+    "errors.py",
+    "cache.py",
+)
 MISTAKES = [
     (f"{file.relative_to(ROOT)}:{line}", text)
-    for place in ("data/*.py", "config/load.py", "config/schema.py", "models/*.py", "rundir.py", "errors.py", "cache.py")
+    for place in (
+        "data/*.py",
+        "config/load.py",
+        "config/schema.py",
+        "models/*.py",
+        "train/*.py",
+        "rundir.py",
+        "errors.py",
+        "cache.py",
+    )
     for file in sorted(PACKAGE.glob(place))
     for line, text in mistakes(file)
 ]

@@ -240,10 +240,14 @@ class TrainingConfig(Section):
         "auto", description="Of weights and products. What the device cannot do becomes the nearest it can, and that is said."
     )
     tokens_per_microbatch: Literal["auto"] | PositiveInt = Field(
-        "auto", description="Token budget of one pass through the model; never changes the result beyond rounding."
+        "auto",
+        description="Token budget of one pass through the model; never changes the result beyond rounding. "
+        "auto: less where memory has no room for it.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations: less memory, about half as much time again."
+        False,
+        description="Recompute the activations of all layers: less memory, about half as much time again. "
+        "Without it as few layers are as memory asks for.",
     )
     report_to: Tracker = Field(
         "none", description="Experiment tracker that also gets the figures; its package must be installed."

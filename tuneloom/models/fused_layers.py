@@ -22,18 +22,19 @@ _ROWS = 256
 """Rows of a norm that are in fp32 at a time, so that they stay in a core's cache."""
 
 
-def fuse_layers(model: nn.Module) -> int:
-    """Replace the norms (on a CPU) and the gated feed-forward layers of a model; return how many were.
+def fuse_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Replace the norms (on a CPU) and the gated feed-forward layers of a model; return those that were, by parent and name.
 
     Elsewhere than on a CPU a norm's rows do not fit into a cache, and only its memory would be gained.
     """
-    replaced = 0
+    found_same: dict[type, bool] = {}
+    replaced = []
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
-            fused = _fused_norm(module) or _fused_feed_forward(module)
+            fused = _fused_norm(module, found_same) or _fused_feed_forward(module, found_same)
             if fused is not None:
                 setattr(parent, name, fused.train(module.training))
-                replaced += 1
+                replaced.append((parent, name, module))
     return replaced
 
 
@@ -155,16 +156,16 @@ class _GatedHalves(torch.autograd.Function):
 # Which modules compute the same.
 
 
-def _fused_norm(module: nn.Module) -> FusedRMSNorm | None:
+def _fused_norm(module: nn.Module, found_same: dict[type, bool]) -> FusedRMSNorm | None:
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", None)
     if not type(module).__name__.endswith("RMSNorm") or eps is None or weight is None or weight.device.type != "cpu":
         return None
     fused = FusedRMSNorm(weight, float(eps))
-    return fused if _same(module, fused, len(weight), weight.dtype) else None
+    return fused if _same(module, fused, len(weight), found_same) else None
 
 
-def _fused_feed_forward(module: nn.Module) -> FusedFeedForward | None:
+def _fused_feed_forward(module: nn.Module, found_same: dict[type, bool]) -> FusedFeedForward | None:
     children = dict(module.named_children())
     layers = {name: child for name, child in children.items() if type(child) is nn.Linear}
     activations = [child for name, child in children.items() if name not in layers]
@@ -176,22 +177,19 @@ def _fused_feed_forward(module: nn.Module) -> FusedFeedForward | None:
         return None
     fused = kind(module)
     first = layers["gate_proj" if "gate_proj" in layers else "gate_up_proj"]
-    return fused if _same(module, fused, first.in_features, first.weight.dtype) else None
+    return fused if _same(module, fused, first.in_features, found_same) else None
 
 
-_found_same: dict[tuple[type, torch.dtype], bool] = {}
-
-
-def _same(module: nn.Module, fused: nn.Module, size: int, dtype: torch.dtype) -> bool:
-    """Whether both compute the same on random rows, to the rounding of their format; tried once for a class and format."""
-    key = type(module), dtype
-    if key not in _found_same:
-        device = next(module.parameters()).device
+def _same(module: nn.Module, fused: nn.Module, size: int, found_same: dict[type, bool]) -> bool:
+    """Whether both compute the same on random rows, to the rounding of their format; tried once for a class of a model."""
+    kind = type(module)
+    if kind not in found_same:
+        weight = next(module.parameters())
         generator = torch.Generator().manual_seed(0)
-        x = (3 * torch.randn(1, 5, size, generator=generator)).to(device, dtype)
+        x = (3 * torch.randn(1, 5, size, generator=generator)).to(weight.device, weight.dtype)
         with torch.no_grad():
             expected, found = module(x), fused(x)
-        rounding = 2 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)  # families norm in fp32
-        limit = rounding * float(expected.abs().max())
-        _found_same[key] = expected.shape == found.shape and float((expected - found).abs().max()) <= limit
-    return _found_same[key]
+        rounding = 2 * max(torch.finfo(weight.dtype).eps, torch.finfo(torch.float32).eps)  # families norm in fp32
+        largest = float(expected.abs().max())
+        found_same[kind] = largest > 0 and float((expected - found).abs().max()) <= rounding * largest
+    return found_same[kind]

@@ -150,6 +150,15 @@ def _blocks(segments: Sequence[Segment]) -> Iterator[_Block]:
             yield _Block(start, end, (*before, *own))
 
 
+def num_pairs(segments: Sequence[Segment]) -> int:
+    """Return the pairs of rows that attention is computed for, and a share kept of, in each head."""
+    sizes: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for block in _blocks(segments):
+        sizes.setdefault(block.shape, []).append((block.num_rows, block.num_before))
+    widest = [(len(alike), *map(max, zip(*alike, strict=True))) for alike in sizes.values()]
+    return sum(blocks * rows * (rows + before) for blocks, rows, before in widest)
+
+
 def _rounded(size: int) -> int:
     """Round a size up so that few sizes remain, by less than an eighth where it is 64 or more."""
     step = max(_FINEST_ROWS, 1 << max(0, size.bit_length() - 4))

@@ -14,23 +14,16 @@ import torch
 from torch import nn
 
 from tuneloom.data.plan import StepSchedule, plan_step
-from tuneloom.errors import UserError
-from tuneloom.models.forward import COMPILED, PACKED, layout_of, supervised_loss_sum, use_attention
+from tuneloom.models.forward import supervised_loss_sum
 from tuneloom.train.optim import trainable_parameters
-from tuneloom.train.proof import takes_packed
 from tuneloom.types import Layout, MicroBatch, Sample, StepPlan
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
 
 GIB = 1 << 30
 STEPS_LOOKED_THROUGH = 500
 """Steps whose micro-batches are planned ahead to find the heaviest."""
-SECONDS_OF_ONE_PATH = 10.0
-"""Where a micro-batch takes longer than this on an attention path, none after it is tried."""
-EAGER_MAX_TOKENS = 512
-"""Longest micro-batch row for which plain products are tried as attention (measured: they win to 512, lose at 1,024)."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +46,29 @@ class Trial:
         return self.tokens / self.seconds
 
 
-def heaviest_micro_batch(samples: Sequence[Sample], schedule: StepSchedule, max_tokens: int, layout: Layout) -> MicroBatch:
-    """Return the micro-batch with the most rows among those that the first steps will run, padding counted."""
+def heaviest_micro_batch(
+    samples: Sequence[Sample],
+    schedule: StepSchedule,
+    max_tokens: int,
+    layout: Layout,
+    weight: Callable[[MicroBatch], float] | None = None,
+) -> MicroBatch:
+    """Return the heaviest micro-batch among those that the first steps will run.
+
+    Args:
+        samples: the training set.
+        schedule: which of them make a step.
+        max_tokens: token budget.
+        layout: of micro-batches.
+        weight: of one; its rows unless given, padding counted.
+    """
     steps = range(min(schedule.num_steps, STEPS_LOOKED_THROUGH))
     plans = (plan_step([samples[i] for i in schedule.indices(step)], max_tokens, layout) for step in steps)
-    return max((batch for plan in plans for batch in plan.micro_batches), key=partial(_weight, layout))
+    return max((batch for plan in plans for batch in plan.micro_batches), key=weight or partial(rows_of_pass, layout=layout))
 
 
-def _weight(layout: Layout, batch: MicroBatch) -> int:
+def rows_of_pass(batch: MicroBatch, layout: Layout) -> int:
+    """Return the rows that the model is given for a micro-batch, padding counted."""
     if layout != Layout.PADDED:
         return batch.num_rows
     return len(batch.segments) * max(segment.end - segment.start for segment in batch.segments)
@@ -88,78 +96,6 @@ def trial_micro_batch(model: PeftModel, batch: MicroBatch) -> Trial:
                 break
     optimizer_bytes = sum(8 * parameter.numel() for parameter in trainable_parameters(model).values())
     return Trial(batch.num_tokens, seconds, peak_memory_gib(model.device) + optimizer_bytes / GIB)
-
-
-def choose_attention(model: PeftModel, wanted: str, heaviest: Callable[[Layout], MicroBatch]) -> tuple[str, Trial]:
-    """Put the model on the attention path `wanted`; with `auto`, on the fastest for the heaviest micro-batch.
-
-    Where one takes long, those after it are not tried; one that fails, for memory or in its compiler, is left out.
-
-    Args:
-        model: with its adapter.
-        wanted: a path, or `auto`.
-        heaviest: returns the heaviest micro-batch of a layout.
-
-    Raises:
-        UserError: a packed path was asked for, and the model or the device does not take it.
-        RuntimeError: all of them failed; the last one's.
-    """
-    base = model.get_base_model()
-    found: dict[str, Trial] = {}
-    paths = _paths(base, wanted)
-    for name in paths:
-        use_attention(base, name)
-        batch = heaviest(layout_of(base, training=True))
-        if found and name == "eager" and _longest(batch) > EAGER_MAX_TOKENS:
-            break
-        try:
-            found[name] = trial_micro_batch(model, batch)
-        except RuntimeError:
-            model.zero_grad(set_to_none=True)
-            if base.device.type != "cuda" or not (found or name != paths[-1]):
-                raise
-            continue
-        if found[name].seconds > SECONDS_OF_ONE_PATH:
-            break
-    best = max(found, key=lambda name: found[name].tokens_per_second)
-    use_attention(base, best)
-    return best, found[best]
-
-
-def _paths(base: PreTrainedModel, wanted: str) -> list[str]:
-    """Return the attention paths to try: packed samples, and what transformers would take.
-
-    On a CPU nothing padded is tried beside packed samples, which never were slower and need less memory; where a model does
-    not take them, plain products are.
-    """
-    on_gpu = base.device.type == "cuda"
-    if wanted == COMPILED and not on_gpu:
-        raise UserError(
-            "the kernel of this attention is compiled for CUDA devices only",
-            where="base_model.attn_implementation",
-            got=f"{COMPILED} on {base.device.type}",
-            expected="auto, packed, sdpa or eager",
-        )
-    if wanted in (PACKED, COMPILED):
-        if not takes_packed(base, wanted):
-            raise UserError(
-                "this model does not take packed samples",
-                where="base_model.attn_implementation",
-                got=wanted,
-                expected="auto, sdpa or eager",
-            )
-        return [wanted]
-    if wanted != "auto":
-        return [wanted]
-    packed = [name for name in ((PACKED, COMPILED) if on_gpu else (PACKED,)) if takes_packed(base, name)]
-    usual = str(base.config._attn_implementation)
-    if on_gpu:
-        return [*packed, usual]
-    return packed or [usual, *(["eager"] if usual == "sdpa" else [])]
-
-
-def _longest(batch: MicroBatch) -> int:
-    return int(batch.positions_N.max()) + 1
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -6,7 +6,6 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,24 +16,27 @@ import torch
 from tuneloom.adapters.attach import attach_adapter, count_parameters
 from tuneloom.adapters.store import load_adapter
 from tuneloom.config import Config
-from tuneloom.data.plan import StepSchedule
+from tuneloom.data.plan import StepSchedule, plan_step
 from tuneloom.data.prepare import PreparedData, Progress, no_progress, prepare_data
 from tuneloom.data.render import Renderer
 from tuneloom.data.sources import resolve_source
 from tuneloom.errors import UserError
 from tuneloom.generate.generator import Generator
 from tuneloom.models.fingerprint import fingerprint
+from tuneloom.models.forward import layout_of
 from tuneloom.models.fused_layers import fuse_layers
 from tuneloom.models.load import load_base_model, load_tokenizer_folder, pick_device
 from tuneloom.models.precision import Precision, choose_precision
-from tuneloom.models.quiet import quiet_peft
 from tuneloom.models.source import ModelSource, resolve_model, silent
+from tuneloom.train.choose import Choice, choose
 from tuneloom.train.limits import require_memory
-from tuneloom.train.measure import Trial, choose_attention, heaviest_micro_batch
+from tuneloom.train.measure import heaviest_micro_batch
+from tuneloom.train.memory import Fit, falling_budgets, fit_to_memory, layers_of
 from tuneloom.train.optim import build_optimizer, build_scheduler, warmup_steps
 from tuneloom.train.origin import Origin, aimed, find_origin, load_origin, shaped
 from tuneloom.train.replay import replay_samples
 from tuneloom.train.tracker import tracker_or_error
+from tuneloom.types import Layout, MicroBatch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -62,12 +64,14 @@ class Job:
     data: PreparedData
     schedule: StepSchedule
     precision: Precision
-    attention: str
-    tokens_per_microbatch: int
-    trial: Trial
+    choice: Choice
     device: torch.device
     origin: Origin | None = None
     """The adapter that it continues from."""
+
+    @property
+    def tokens_per_microbatch(self) -> int:
+        return self.choice.fit.tokens_per_microbatch
 
     @property
     def num_tokens(self) -> int:
@@ -80,13 +84,14 @@ class Job:
             "precision": self.precision.name,
             "precision_why": self.precision.why,
             "gflops": {name: round(rate, 1) for name, rate in self.precision.gflops.items()},
-            "attention": self.attention,
+            "attention": self.choice.attention,
             "tokens_per_microbatch": self.tokens_per_microbatch,
+            "recomputed_layers": self.choice.fit.recomputed_layers,
             "device": device_name(self.device),
             "trial": {
-                "tokens": self.trial.tokens,
-                "seconds": round(self.trial.seconds, 4),
-                "peak_memory_gib": round(self.trial.peak_memory_gib, 3),
+                "tokens": self.choice.trial.tokens,
+                "seconds": round(self.choice.trial.seconds, 4),
+                "peak_memory_gib": round(self.choice.trial.peak_memory_gib, 3),
             },
         }
 
@@ -95,7 +100,7 @@ class Job:
         report, schedule, training = self.data.report, self.schedule, self.config.training
         trainable, whole = count_parameters(self.model)
         train = report.train
-        seconds = self.num_tokens / self.trial.tokens_per_second
+        seconds = self.num_tokens / self.choice.trial.tokens_per_second
         lines: list[tuple[str, str]] = [
             ("base model", f"{self.base.name} ({whole - trainable:,} parameters)"),
             ("method", f"{self.config.method}, r {self.config.adapter.r}, alpha {self.config.adapter.lora_alpha}"),
@@ -124,18 +129,31 @@ class Job:
                 f"{schedule.num_steps:,} ({epochs:.2f} epochs of {schedule.steps_per_epoch:,})",
             ),
             ("schedule", f"{training.lr_scheduler_type}, peak {training.learning_rate:g}, warm-up {warmup} steps"),
-            ("micro-batches", f"of at most {self.tokens_per_microbatch:,} tokens, {self.attention} attention"),
+            ("micro-batches", f"of at most {self.tokens_per_microbatch:,} tokens, {self.choice.attention} attention"),
+            *self._prefixes(),
+            *([("recomputed", f"activations of {layers:,} layers")] if (layers := self.choice.fit.recomputed_layers) else []),
             (
                 "expected memory",
-                f"{self.trial.peak_memory_gib:.1f} GiB (measured on the heaviest micro-batch; more may be held)",
+                f"{self.choice.trial.peak_memory_gib:.1f} GiB (measured on the heaviest micro-batch; more may be held)",
             ),
-            ("expected time", f"{duration(seconds)} ({self.trial.tokens_per_second:,.0f} tokens/s measured)"),
+            ("expected time", f"{duration(seconds)} ({self.choice.trial.tokens_per_second:,.0f} tokens/s measured)"),
         ]
         leaked = report.leaked_probe_lines()
         if len(leaked) > _MAX_LEAKED:
             leaked[_MAX_LEAKED:] = [f"and {len(leaked) - _MAX_LEAKED} more: data_report.json, or tuneloom data check"]
         lines += [("note", note) for note in report.notes] + [("leak", line) for line in report.leak_lines(_MAX_LEAKED)]
         return lines + [("leaked probe", line) for line in leaked]
+
+    def _prefixes(self) -> list[tuple[str, str]]:
+        """Return a line on what samples begin with in common, where there is something to say."""
+        layout = layout_of(self.model.get_base_model(), training=True)
+        if layout == Layout.PACKED:
+            return [("shared prefixes", "computed for each sample, which draws a dropout of its own")]
+        samples = [self.data.train[i] for i in self.schedule.indices(0)]
+        plan = plan_step(samples, self.tokens_per_microbatch, layout)
+        if plan.num_rows == plan.num_tokens:
+            return []
+        return [("shared prefixes", f"computed once: {plan.num_tokens:,} tokens of the first step in {plan.num_rows:,} rows")]
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, seed and the hashes of base, data and the adapter continued from, for environment.json."""
@@ -206,13 +224,10 @@ def prepare_job(
     if config.evaluation.max_rows is not None:
         data = replace(data, validation=data.validation[: config.evaluation.max_rows])
     adapted = _adapted(model, config, base, checkpoint, start)
-    budget = plan["tokens_per_microbatch"] if plan else config.training.tokens_per_microbatch
-    tokens_per_microbatch = TOKENS_PER_MICROBATCH.get(device.type, 2048) if budget == "auto" else budget
     schedule = StepSchedule.of(config.training, len(data.train))
     say("measuring one micro-batch ...")
     attention = plan["attention"] if plan else config.base_model.attn_implementation
-    heaviest = partial(heaviest_micro_batch, data.train, schedule, tokens_per_microbatch)
-    attention, trial = choose_attention(adapted, attention, heaviest)
+    choice = choose(adapted, attention, _fitted(adapted, config, plan, data, schedule))
     build_scheduler(build_optimizer(adapted, config.training), config.training, schedule.num_steps)  # refuses wrong arguments
     return Job(
         config,
@@ -223,9 +238,7 @@ def prepare_job(
         data,
         schedule,
         precision,
-        attention,
-        tokens_per_microbatch,
-        trial,
+        choice,
         device,
         start or origin,
     )
@@ -242,11 +255,34 @@ def _adapted(
         adapted = load_origin(model, origin, config, base, shown)
     else:
         adapted = attach_adapter(model, config.adapter, config.training.seed, shown)
-    if config.training.gradient_checkpointing:
-        adapted.enable_input_require_grads()
-        with quiet_peft():
-            adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return adapted
+
+
+def _fitted(
+    model: PeftModel, config: Config, plan: dict[str, Any] | None, data: PreparedData, schedule: StepSchedule
+) -> Callable[[Layout], tuple[Fit, MicroBatch]]:
+    """Return what says how the micro-batches of a layout fit into memory, and which is the heaviest."""
+    budget, least = config.training.tokens_per_microbatch, 0
+    if config.training.gradient_checkpointing and not (least := len(layers_of(model))):
+        raise UserError(
+            "this model's activations cannot be recomputed",
+            where="training.gradient_checkpointing",
+            got="true",
+            expected="false",
+        )
+    largest = TOKENS_PER_MICROBATCH.get(model.device.type, 2048)
+    budgets = falling_budgets(largest) if budget == "auto" else [budget]
+
+    def fitted(layout: Layout) -> tuple[Fit, MicroBatch]:
+        def heaviest(tokens: int, weight: Callable[[MicroBatch], float] | None = None) -> MicroBatch:
+            return heaviest_micro_batch(data.train, schedule, tokens, layout, weight)
+
+        if plan is None:
+            return fit_to_memory(model, layout, budgets, heaviest, least_layers=least)
+        fit = Fit(plan["tokens_per_microbatch"], max(least, plan.get("recomputed_layers", 0)))
+        return fit, heaviest(fit.tokens_per_microbatch)
+
+    return fitted
 
 
 def device_name(device: torch.device) -> str:

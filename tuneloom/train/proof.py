@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional as F
 
 from tuneloom.data.plan import pack
@@ -25,7 +26,7 @@ def takes_packed(model: PreTrainedModel, path: str = PACKED) -> bool:
     Another second sample must leave the first one's loss as it is, bit for bit, and the losses must be those of
     the samples alone; what a family does between its tokens besides attention would show. The model is left as it was.
     """
-    if not getattr(model, "_supports_attention_backend", False):
+    if not getattr(model, "_supports_attention_backend", False) or _drops_attention(model):
         return False
     before, training = str(model.config._attn_implementation), model.training
     prefix = _tokens(model, 0, _PREFIX_TOKENS)
@@ -47,6 +48,12 @@ def takes_packed(model: PreTrainedModel, path: str = PACKED) -> bool:
     own = len(alone[0])
     near = torch.allclose(packed, torch.cat(alone), rtol=0.05, atol=0.05)
     return near and torch.equal(packed[:own], changed[:own]) and not torch.equal(packed[own:], changed[own:])
+
+
+def _drops_attention(model: PreTrainedModel) -> bool:
+    """Whether attention has a dropout of its own in training, as modules of families note it."""
+    noted = [getattr(module, name, 0) for module in model.modules() for name in ("attention_dropout", "attn_dropout")]
+    return any((each.p if isinstance(each, nn.Dropout) else each) > 0 for each in noted)
 
 
 def _as_in_training(model: PreTrainedModel) -> None:

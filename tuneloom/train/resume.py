@@ -26,6 +26,7 @@ WITHOUT_EFFECT = frozenset(
         "base_model.attn_implementation",
         "training.precision",
         "training.tokens_per_microbatch",
+        "training.gradient_checkpointing",
     }
 )
 """Settings that may change between a run and its resume: the weights come out the same
