@@ -253,7 +253,7 @@ def run_step(model: Any, optimizer: torch.optim.Optimizer, side: Side, setting: 
     """Train one step; return its loss, the mean over its supervised tokens."""
     total = torch.zeros((), device=model.device)
     for loss in (ours_losses if side.ours else plain_losses)(model, setting, step):
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
     optimizer.step()
@@ -353,12 +353,17 @@ def timed(model: Any, side: Side, setting: Setting, steps: Sequence[Step], line:
 
 def seconds_of(model: Any, optimizer: torch.optim.Optimizer, side: Side, setting: Setting, step: Step) -> float:
     """Return how long a step takes, the device waited for."""
-    wait = torch.cuda.synchronize if model.device.type == "cuda" else (lambda: None)
-    wait()
+    settle(model.device)
     start = time.perf_counter()
     run_step(model, optimizer, side, setting, step)
-    wait()
+    settle(model.device)
     return time.perf_counter() - start
+
+
+def settle(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def optimizer_of(model: Any, learning_rate: float) -> torch.optim.Optimizer:
@@ -378,7 +383,9 @@ def forget(model: Any) -> None:
 def table(lines: Sequence[Figures]) -> str:
     """Return the lines as text; the ratio is a side's seconds over ours."""
     ours = {(line.model, line.work): line.seconds_per_step for line in lines if line.side == "ours"}
-    rows = [("model", "work", "side", "setting", "s/step", "ratio", "tokens/s", "TFLOP/s", "GiB", "loss")]
+    rows: list[tuple[str, ...]] = [
+        ("model", "work", "side", "setting", "s/step", "ratio", "tokens/s", "TFLOP/s", "GiB", "loss")
+    ]
     for line in lines:
         own, took = ours.get((line.model, line.work)), line.seconds_per_step
         shown = [
@@ -402,10 +409,11 @@ def cell(value: float | None, form: str) -> str:
 def results(arguments: argparse.Namespace, device: torch.device) -> list[Figures]:
     """Measure everything, saying each line as it is there; what the time does not suffice for is a line that says so."""
     began, found = time.monotonic(), []
-    tiny = arguments.cpu_check
+    tiny: bool = arguments.cpu_check
+    allowed: float = arguments.seconds
 
     def late() -> bool:
-        return time.monotonic() - began > arguments.seconds
+        return time.monotonic() - began > allowed
 
     for name in arguments.model:
         if late():
