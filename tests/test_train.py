@@ -315,7 +315,7 @@ def test_what_memory_has_no_room_for_is_recomputed_and_the_plan_says_so(
     tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = finetune(tiny_config(tiny_model, rows_file, tmp_path))
-    roomy = json.loads((plain.directory / "plan.json").read_text(encoding="utf-8"))
+    roomy = plain.directory.read_json("plan.json")
     assert (roomy["tokens_per_microbatch"], roomy["recomputed_layers"]) == (2048, 0)
     config = tiny_config(tiny_model, rows_file, tmp_path)
     job = prepare(config)
@@ -324,7 +324,7 @@ def test_what_memory_has_no_room_for_is_recomputed_and_the_plan_says_so(
     updates = 12 * sum(parameter.numel() for parameter in job.model.parameters() if parameter.requires_grad)
     monkeypatch.setattr(memory, "free_memory", lambda device: (kept.num_bytes(batch, Layout.SHARED) * 0.8 + updates) / 0.9)
     run = finetune(config)
-    plan = json.loads((run.directory / "plan.json").read_text(encoding="utf-8"))
+    plan = run.directory.read_json("plan.json")
     assert plan["tokens_per_microbatch"] == 512
     assert plan["recomputed_layers"] >= 1
     assert losses(run) == pytest.approx(losses(plain), rel=1e-5)

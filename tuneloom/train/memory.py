@@ -142,19 +142,18 @@ def free_memory(device: torch.device) -> float:
 
 
 def kept_for_backward(model: PeftModel, layout: Layout) -> Kept:
-    """Count what the model keeps for the backward pass of three short samples, no layer recomputed."""
+    """Count what the model keeps for the backward pass of short samples, no layer recomputed; random state is put back."""
     training = model.training
     recompute(model, 0)
     model.train()
     base = model.get_base_model()
-    try:
-        batches = [_probe(model, rows) for rows in _PROBED_ROWS[base.config._attn_implementation == FLEX]]
+    batches = [_probe(model, rows, layout) for rows in _PROBED_ROWS[base.config._attn_implementation == FLEX]]
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         with torch.no_grad():
             supervised_loss_sum(model, batches[0])  # a model's first pass may be two
         counted = [_saved_bytes(model, batch) for batch in batches]
-    finally:
-        model.train(training)
-    shares = np.array([[batch.num_rows, _num_pairs(batch, layout), 1] for batch in batches], dtype=float)
+    model.train(training)
+    shares = np.array([[rows_of_pass(batch, layout), _num_pairs(batch, layout), 1] for batch in batches], dtype=float)
     of_row, of_pair, always = (max(0.0, float(each)) for each in np.linalg.solve(shares, np.array(counted, dtype=float)))
     of_input = base.config.get_text_config().hidden_size * base.get_input_embeddings().weight.element_size()
     return Kept(of_row, of_pair, always, of_input, len(layers_of(model)))
@@ -163,12 +162,12 @@ def kept_for_backward(model: PeftModel, layout: Layout) -> Kept:
 def recompute(model: PeftModel, num_layers: int) -> None:
     """Have the activations of the model's first layers recomputed in its backward pass, and of no others."""
     base = model.get_base_model()
-    if num_layers:
-        with quiet_peft():
+    with quiet_peft():
+        if num_layers:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.disable_input_require_grads()  # which only a reentrant one needs
-    elif base.is_gradient_checkpointing:
-        base.gradient_checkpointing_disable()
+            base.disable_input_require_grads()  # which only a reentrant one needs
+        elif any(layer.gradient_checkpointing for layer in layers_of(model)):
+            base.gradient_checkpointing_disable()
     for number, layer in enumerate(layers_of(model)):
         layer.gradient_checkpointing = number < num_layers  # type: ignore[assignment]
 
@@ -180,10 +179,12 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _probe(model: PeftModel, num_rows: int) -> MicroBatch:
+def _probe(model: PeftModel, num_rows: int, layout: Layout) -> MicroBatch:
+    """Return a sample of so many rows; where samples are padded one half as long beside it, since padding asks for a mask."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = (np.arange(num_rows + 1) * 7919 + 13) % vocabulary
-    return pack([Sample(ids.astype(np.int32), np.arange(num_rows + 1) > num_rows // 2)])
+    lengths = (num_rows, num_rows // 2) if layout == Layout.PADDED else (num_rows,)
+    ids = ((np.arange(num_rows + 1) * 7919 + 13) % vocabulary).astype(np.int32)
+    return pack([Sample(ids[: length + 1], np.arange(length + 1) > length // 2) for length in lengths])
 
 
 def _saved_bytes(model: PeftModel, batch: MicroBatch) -> int:
@@ -197,8 +198,7 @@ def _saved_bytes(model: PeftModel, batch: MicroBatch) -> int:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # itself, it would keep what made it for good
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), hooks:
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = supervised_loss_sum(model, batch)
         return sum(saved.values()) if loss.requires_grad else 0  # what the loss holds lives until here
 
