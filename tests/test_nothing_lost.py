@@ -184,7 +184,7 @@ def test_a_torn_metrics_line_costs_no_event_but_itself(stopped_run: RunDirectory
 # Signals.
 
 WORKER = """
-import os, signal, sys
+import os, signal, sys, time
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from helpers import tiny_config
@@ -193,8 +193,14 @@ from tuneloom.train.run import finetune
 
 def show(event, fields):
     if event == "step" and fields["step"] == 2:
-        for number in {signals!r}:
-            os.kill(os.getpid(), number)
+        first, second = {signals!r}
+        noting = signal.getsignal(first)
+        os.kill(os.getpid(), first)
+        while signal.getsignal(first) is noting:  # two that come before the first is noted are one
+            time.sleep(0.01)
+        os.kill(os.getpid(), second)
+        for _ in range(500):
+            time.sleep(0.01)
 
 model, rows, output = map(Path, sys.argv[1:])
 run(lambda: finetune(tiny_config(model, rows, output, {{"training.max_steps": 3, "training.save_steps": 1}}), show=show))
