@@ -40,7 +40,6 @@ from tuneloom.models.forward import (
     PACKED,
     layout_of,
     path_on,
-    supervised_logits,
     supervised_loss_sum,
     use_attention,
 )
@@ -184,23 +183,6 @@ def test_a_family_that_cannot_is_found_out_and_left_as_it_was(family: str) -> No
     model = make_model(family, NOT_PACKED[family], torch.float32, "eager")
     assert not takes_packed(model, COMPILED)
     assert model.config._attn_implementation == "eager"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_another_sample_leaves_the_others_as_they_are_bit_for_bit(dtype: torch.dtype) -> None:
-    model = make_model("llama", LLAMA, dtype)
-    use_attention(model, COMPILED)
-    samples = some_samples()
-    other = sample_of([*samples[1].ids_T[:21].tolist(), *([1] * 30)], np.flatnonzero(samples[1].mask_T).tolist())
-
-    def losses(of: list[Sample]) -> list[torch.Tensor]:
-        logits_RV, labels_R = supervised_logits(model, pack(of, share=True))
-        each = F.cross_entropy(logits_RV.double(), labels_R, reduction="none")
-        return list(each.split([sample.num_supervised_tokens for sample in of]))
-
-    with torch.inference_mode():
-        before, after = losses(samples), losses([samples[0], other, *samples[2:]])
-    assert [torch.equal(one, two) for one, two in zip(before, after, strict=True)] == [True, False, True, True]
 
 
 @pytest.mark.parametrize("window", [None, 40])

@@ -16,7 +16,7 @@ from tuneloom.adapters.attach import attach_adapter
 from tuneloom.config import AdapterConfig
 from tuneloom.data.plan import pack, plan_step
 from tuneloom.models import head_loss, packed_attention
-from tuneloom.models.forward import PACKED, layout_of, supervised_logits, supervised_loss_sum, use_attention
+from tuneloom.models.forward import COMPILED, PACKED, layout_of, supervised_logits, supervised_loss_sum, use_attention
 from tuneloom.models.packed_attention import PackedAttention
 from tuneloom.train.proof import takes_packed
 from tuneloom.types import Layout, MicroBatch, Sample
@@ -182,10 +182,11 @@ def test_a_model_that_looks_beyond_its_sample_is_found_out() -> None:
     assert not takes_packed(model)
 
 
+@pytest.mark.parametrize("path", [PACKED, COMPILED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_another_sample_leaves_the_others_as_they_are_bit_for_bit(dtype: torch.dtype) -> None:
+def test_another_sample_leaves_the_others_as_they_are_bit_for_bit(dtype: torch.dtype, path: str) -> None:
     model = make_model("llama", LLAMA, dtype)
-    use_attention(model, PACKED)
+    use_attention(model, path)
     samples = some_samples()
     other = sample_of([*samples[1].ids_T[:21].tolist(), *([1] * 30)], np.flatnonzero(samples[1].mask_T).tolist())
 

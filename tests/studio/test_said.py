@@ -138,16 +138,7 @@ PLACES = (
 )
 MISTAKES = [
     (f"{file.relative_to(ROOT)}:{line}", text)
-    for place in (
-        "data/*.py",
-        "config/load.py",
-        "config/schema.py",
-        "models/*.py",
-        "train/*.py",
-        "rundir.py",
-        "errors.py",
-        "cache.py",
-    )
+    for place in PLACES
     for file in sorted(PACKAGE.glob(place))
     for line, text in mistakes(file)
 ]

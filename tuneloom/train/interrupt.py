@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from tuneloom.errors import Interrupted
 
@@ -27,9 +28,18 @@ class InterruptFlag:
             raise Interrupted(self.number, detail)
 
 
+_ENDS: dict[signal.Signals, Callable[[int, FrameType | None], Any] | signal.Handlers] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+
+
 @contextmanager
 def catch_signals() -> Iterator[InterruptFlag]:
-    """Within the block, SIGINT and SIGTERM set the flag; the second one acts as it always did."""
+    """Within the block, SIGINT and SIGTERM set the flag; the second one acts as it always did.
+
+    A shell starts what runs in its background with SIGINT ignored; there the second one acts as it does elsewhere.
+    """
     flag = InterruptFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
@@ -39,7 +49,7 @@ def catch_signals() -> Iterator[InterruptFlag]:
     def note(number: int, _: FrameType | None) -> None:
         flag.number = number
         for each, handler in before.items():
-            signal.signal(each, handler)
+            signal.signal(each, _ENDS[each] if handler is signal.SIG_IGN else handler)
 
     for number in before:
         signal.signal(number, note)

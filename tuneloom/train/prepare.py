@@ -250,12 +250,10 @@ def _adapted(
     """Put the adapter on the base: a checkpoint's, the one that is continued from, or a fresh one."""
     shown = config.base_model.path if base.kind == "hub" else str(base.folder.resolve())
     if checkpoint is not None:
-        adapted = load_adapter(model, checkpoint, base, trainable=True)
-    elif origin is not None:
-        adapted = load_origin(model, origin, config, base, shown)
-    else:
-        adapted = attach_adapter(model, config.adapter, config.training.seed, shown)
-    return adapted
+        return load_adapter(model, checkpoint, base, trainable=True)
+    if origin is not None:
+        return load_origin(model, origin, config, base, shown)
+    return attach_adapter(model, config.adapter, config.training.seed, shown)
 
 
 def _fitted(
