@@ -12,6 +12,7 @@ from tuneloom.cli.chat import chat
 from tuneloom.cli.data import app as data
 from tuneloom.cli.demo import demo
 from tuneloom.cli.doctor import doctor
+from tuneloom.cli.estimate import estimate
 from tuneloom.cli.evaluate import evaluate
 from tuneloom.cli.export import export
 from tuneloom.cli.finetune import finetune
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Teach an open chat model who it is and how to talk, on the machine you have.",
 )
-for verb in (finetune, chat, evaluate, export, studio, demo, doctor):
+for verb in (finetune, estimate, chat, evaluate, export, studio, demo, doctor):
     app.command()(verb)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")

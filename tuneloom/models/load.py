@@ -88,6 +88,32 @@ def load_base_model(folder: Path, dtype: torch.dtype, device: torch.device, quan
     return _settled(model.eval()) if extra else model.to(device).eval()
 
 
+def load_skeleton(folder: Path) -> PreTrainedModel:
+    """Build a folder's model from its config.json, with shapes and without weights.
+
+    Raises:
+        UserError: transformers cannot build it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GlmForCausalLM
+
+    from tuneloom.models.chatglm.config import native_config
+
+    read = read_model_config(folder)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            if is_original(read):
+                return GlmForCausalLM(native_config(read))
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            "no model can be built from config.json",
+            where=str(folder / "config.json"),
+            got=(str(error).strip().splitlines() or [type(error).__name__])[0][:240],
+            mend="copy or download the model's config.json again",
+        ) from error
+
+
 def load_tokenizer_folder(folder: Path) -> PreTrainedTokenizerBase:
     """Load the folder's fast tokenizer; that of a ChatGLM in the original layout is built from its tokenizer.model.
 

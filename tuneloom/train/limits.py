@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from tuneloom.config import Config
+    from tuneloom.train.estimate import Outlook
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -47,6 +48,24 @@ def require_memory(base: ModelSource, dtype: torch.dtype, device: torch.device, 
             expected=f"at least {needed / 1e9:.1f} GB for its weights alone",
             mend="end other programs, take a smaller model, or set base_model.quantization to 4bit",
         )
+
+
+def require_memory_of_training(outlook: Outlook) -> None:
+    """Refuse a training that memory cannot hold, as its base's shapes and its samples' lengths say.
+
+    Raises:
+        UserError: with what is needed, and what to change.
+    """
+    if outlook.fit is not None:
+        return
+    raise UserError(
+        "training does not fit into memory",
+        where=f"the heaviest micro-batch, {outlook.num_rows:,} tokens",
+        got=f"{outlook.free_bytes / 1e9:.1f} GB free",
+        expected=f"about {outlook.needed_bytes / 1e9:.1f} GB, {outlook.weight_bytes / 1e9:.1f} GB of them for weights",
+        mend="lower data.cutoff_len or training.tokens_per_microbatch, set base_model.quantization to 4bit, "
+        "take a smaller model, or end other programs",
+    )
 
 
 def require_room(config: Config, num_trained: int, schedule: StepSchedule, num_there: int) -> None:

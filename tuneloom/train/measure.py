@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 GIB = 1 << 30
+_LOOK_EVERY_SECONDS = 0.003
 STEPS_LOOKED_THROUGH = 500
 """Steps whose micro-batches are planned ahead to find the heaviest."""
 
@@ -33,12 +36,13 @@ class Trial:
     Attributes:
         tokens: input tokens of its samples.
         seconds: it took.
-        peak_memory_gib: of the process (CPU: resident; CUDA: allocated) after it, with room for
-            the optimizer's state added, since that comes with the first step.
+        held_gib: memory of the process (CPU: resident; CUDA: allocated) before it.
+        peak_memory_gib: the most while it ran.
     """
 
     tokens: int
     seconds: float
+    held_gib: float
     peak_memory_gib: float
 
     @property
@@ -79,9 +83,8 @@ def trial_micro_batch(model: PeftModel, batch: MicroBatch) -> Trial:
 
     Run twice where that is quick, and always on a GPU, since a first pass also compiles kernels.
     """
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)  # another path may have been tried before
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), watched_memory(model.device) as watched:
         model.train()
         seconds = 0.0
         for _ in range(2):
@@ -94,8 +97,51 @@ def trial_micro_batch(model: PeftModel, batch: MicroBatch) -> Trial:
             seconds = time.perf_counter() - start
             if seconds > 10 and model.device.type == "cpu":
                 break
-    optimizer_bytes = sum(8 * parameter.numel() for parameter in trainable_parameters(model).values())
-    return Trial(batch.num_tokens, seconds, peak_memory_gib(model.device) + optimizer_bytes / GIB)
+    return Trial(batch.num_tokens, seconds, watched.held_gib, watched.peak_gib)
+
+
+@dataclass
+class Watched:
+    """Memory of the process before something ran, and the most while it did."""
+
+    held_gib: float
+    peak_gib: float
+
+
+@contextmanager
+def watched_memory(device: torch.device) -> Iterator[Watched]:
+    """Watch the process's memory: allocated on a GPU; resident on a CPU, looked at all the while by a thread.
+
+    The system's own peak would be that of all that was before, such as loading.
+    """
+    held = held_memory_gib(device)
+    watched = Watched(held, held)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield watched
+        watched.peak_gib = peak_memory_gib(device)
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_LOOK_EVERY_SECONDS):
+            watched.peak_gib = max(watched.peak_gib, held_memory_gib(device))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield watched
+    finally:
+        done.set()
+        thread.join()
+    watched.peak_gib = max(watched.peak_gib, held_memory_gib(device))
+
+
+def held_memory_gib(device: torch.device) -> float:
+    """Return the memory that the process holds now in GiB: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / GIB
+    return float(psutil.Process().memory_info().rss / GIB)
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -37,7 +37,7 @@ _PROBED_ROWS = {False: (32, 64, 128), True: (128, 256, 384)}
 """By whether rows are rounded up to whole blocks of the compiled kernel."""
 _USED = 0.9
 """Of the free memory: the rest is for what is not counted, such as one operation's own."""
-_UPDATE_BYTES = 12
+UPDATE_BYTES = 12
 """Of a trained parameter: its gradient and AdamW's two moments, fp32."""
 
 
@@ -106,16 +106,12 @@ def fit_to_memory(
     """
     if free_bytes is None:
         free_bytes = free_memory(model.device)
-    of_update = sum(_UPDATE_BYTES * parameter.numel() for parameter in trainable_parameters(model).values())
+    num_trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
     kept = kept_for_backward(model, layout)
-    for budget in budgets:
-        batch = heaviest(budget, partial(kept.num_bytes, layout=layout))
-        if kept.num_bytes(batch, layout, least_layers) + of_update <= _USED * free_bytes:
-            return Fit(budget, least_layers), batch
-    for layers in range(least_layers + 1, kept.num_layers + 1):
-        if kept.num_bytes(batch, layout, layers) + of_update <= _USED * free_bytes:
-            return Fit(budget, layers), batch
-    needed = (kept.num_bytes(batch, layout, kept.num_layers) + of_update) / _USED
+    of_update = UPDATE_BYTES * num_trained
+    fit, batch, needed = fit_kept(kept, layout, budgets, heaviest, of_update, free_bytes, least_layers=least_layers)
+    if fit is not None:
+        return fit, batch
     raise UserError(
         "training does not fit into memory",
         where=f"the heaviest micro-batch, {rows_of_pass(batch, layout):,} tokens",
@@ -123,6 +119,38 @@ def fit_to_memory(
         expected=f"about {needed / 1e9:.1f} GB beside the model, the activations of {kept.num_layers} layers recomputed",
         mend="lower data.cutoff_len or training.tokens_per_microbatch, end other programs, or take a smaller model",
     )
+
+
+def fit_kept(
+    kept: Kept,
+    layout: Layout,
+    budgets: Sequence[int],
+    heaviest: Heaviest,
+    of_update: float,
+    free_bytes: float,
+    *,
+    least_layers: int = 0,
+) -> tuple[Fit | None, MicroBatch, float]:
+    """Return the fit of `fit_to_memory`, None where there is none, its heaviest micro-batch, and the free bytes it asks for.
+
+    Args:
+        kept: for the backward pass, counted or reckoned.
+        layout, budgets, heaviest, least_layers: see there.
+        of_update: bytes of what else a step needs.
+        free_bytes: memory that there is for both.
+    """
+
+    def needed(batch: MicroBatch, layers: int) -> float:
+        return (kept.num_bytes(batch, layout, layers) + of_update) / _USED
+
+    for budget in budgets:
+        batch = heaviest(budget, partial(kept.num_bytes, layout=layout))
+        if needed(batch, least_layers) <= free_bytes:
+            return Fit(budget, least_layers), batch, needed(batch, least_layers)
+    for layers in range(least_layers + 1, kept.num_layers + 1):
+        if needed(batch, layers) <= free_bytes:
+            return Fit(budget, layers), batch, needed(batch, layers)
+    return None, batch, needed(batch, kept.num_layers)
 
 
 def falling_budgets(largest: int) -> list[int]:

@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from tuneloom.adapters.attach import attach_adapter, count_parameters
 from tuneloom.adapters.store import load_adapter
 from tuneloom.config import Config
 from tuneloom.data.plan import StepSchedule, plan_step
-from tuneloom.data.prepare import PreparedData, Progress, no_progress, prepare_data
+from tuneloom.data.prepare import PreparedData, Progress, Replay, no_progress, prepare_data
 from tuneloom.data.render import Renderer
 from tuneloom.data.sources import resolve_source
 from tuneloom.errors import UserError
@@ -29,12 +30,14 @@ from tuneloom.models.load import load_base_model, load_tokenizer_folder, pick_de
 from tuneloom.models.precision import Precision, choose_precision
 from tuneloom.models.source import ModelSource, resolve_model, silent
 from tuneloom.train.choose import Choice, choose
-from tuneloom.train.limits import require_memory
+from tuneloom.train.estimate import Estimate, Outlook, look_ahead, measured
+from tuneloom.train.kernels import limit_kernels
+from tuneloom.train.limits import require_memory, require_memory_of_training
 from tuneloom.train.measure import heaviest_micro_batch
 from tuneloom.train.memory import Fit, falling_budgets, fit_to_memory, layers_of
 from tuneloom.train.optim import build_optimizer, build_scheduler, warmup_steps
 from tuneloom.train.origin import Origin, aimed, find_origin, load_origin, shaped
-from tuneloom.train.replay import replay_samples
+from tuneloom.train.replay import replay_samples, unanswered
 from tuneloom.train.tracker import tracker_or_error
 from tuneloom.types import Layout, MicroBatch
 
@@ -65,6 +68,7 @@ class Job:
     schedule: StepSchedule
     precision: Precision
     choice: Choice
+    estimate: Estimate
     device: torch.device
     origin: Origin | None = None
     """The adapter that it continues from."""
@@ -74,9 +78,14 @@ class Job:
         return self.choice.fit.tokens_per_microbatch
 
     @property
+    def num_trained(self) -> int:
+        """Trained parameters."""
+        return count_parameters(self.model)[0]
+
+    @property
     def num_tokens(self) -> int:
         """Input tokens of the whole training."""
-        return self.schedule.num_tokens(self.data.train.column("tokens"))
+        return self.estimate.num_tokens
 
     def plan(self) -> dict[str, Any]:
         """Return the measured choices, for plan.json."""
@@ -93,6 +102,7 @@ class Job:
                 "seconds": round(self.choice.trial.seconds, 4),
                 "peak_memory_gib": round(self.choice.trial.peak_memory_gib, 3),
             },
+            "estimate": self.estimate.as_dict(),
         }
 
     def summary(self) -> list[tuple[str, str]]:
@@ -100,7 +110,7 @@ class Job:
         report, schedule, training = self.data.report, self.schedule, self.config.training
         trainable, whole = count_parameters(self.model)
         train = report.train
-        seconds = self.num_tokens / self.choice.trial.tokens_per_second
+        estimate = self.estimate
         lines: list[tuple[str, str]] = [
             ("base model", f"{self.base.name} ({whole - trainable:,} parameters)"),
             ("method", f"{self.config.method}, r {self.config.adapter.r}, alpha {self.config.adapter.lora_alpha}"),
@@ -134,9 +144,10 @@ class Job:
             *([("recomputed", f"activations of {layers:,} layers")] if (layers := self.choice.fit.recomputed_layers) else []),
             (
                 "expected memory",
-                f"{self.choice.trial.peak_memory_gib:.1f} GiB (measured on the heaviest micro-batch; more may be held)",
+                f"{estimate.memory.peak:.1f} GiB: {estimate.memory.weights:.1f} weights, {estimate.memory.trained:.1f} adapter "
+                f"and optimizer, {estimate.memory.activations:.1f} activations (measured), {estimate.memory.rest:.1f} the rest",
             ),
-            ("expected time", f"{duration(seconds)} ({self.choice.trial.tokens_per_second:,.0f} tokens/s measured)"),
+            ("expected time", f"{duration(estimate.seconds or 0)} ({estimate.tokens_per_second:,.0f} tokens/s measured)"),
         ]
         leaked = report.leaked_probe_lines()
         if len(leaked) > _MAX_LEAKED:
@@ -196,33 +207,20 @@ def prepare_job(
         UserError: anything that the user must mend first.
     """
     _refuse_several_processes()
-    tracker_or_error(config.training.report_to)
-    for source in config.data.sources():
-        resolve_source(source)  # before anything that takes long
-    base = resolve_model(config.base_model.path, revision=config.base_model.revision, say=say)
-    renderer = Renderer(load_tokenizer_folder(base.folder))
-    device = pick_device()
-    precision = choose_precision(plan["precision"] if plan else config.training.precision, device)
-    base_fingerprint = fingerprint(base.folder)
-    start = None if checkpoint else find_origin(config, base, base_fingerprint, say)
-    config = shaped(config, start)
-
-    require_memory(base, precision.dtype, device, config.base_model.quantization)
+    ahead = look_at(config, strict=strict, checkpoint=checkpoint, plan=plan, say=say, within=within)
+    config, base, renderer, start = ahead.config, ahead.base, ahead.renderer, ahead.start
+    require_memory_of_training(ahead.outlook)
+    precision, device, base_fingerprint, data = ahead.precision, ahead.device, ahead.base_fingerprint, ahead.data
     say(f"loading {base.name} ...")
     model = load_base_model(base.folder, precision.dtype, device, config.base_model.quantization)
     config = aimed(config, start, model)
     fuse_layers(model)
-    generator = Generator(model, renderer)
-    data = prepare_data(
-        config.data,
-        renderer,
-        seed=config.training.seed,
-        strict=strict,
-        replay=lambda rows: replay_samples(generator, rows, base_fingerprint, precision.name, within),
-        progress=within,
-    )
-    if config.evaluation.max_rows is not None:
-        data = replace(data, validation=data.validation[: config.evaluation.max_rows])
+    if any(source.replay for source in config.data.sources()):
+        generator = Generator(model, renderer)
+        replay = partial(
+            replay_samples, generator, base_fingerprint=base_fingerprint, precision=precision.name, progress=within
+        )
+        data = _data_of(config, renderer, strict, within, replay)
     adapted = _adapted(model, config, base, checkpoint, start)
     schedule = StepSchedule.of(config.training, len(data.train))
     say("measuring one micro-batch ...")
@@ -239,9 +237,77 @@ def prepare_job(
         schedule,
         precision,
         choice,
+        measured(adapted, choice.trial, schedule.num_steps, schedule.num_tokens(data.train.column("tokens"))),
         device,
         start or origin,
     )
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A run before its base is loaded: everything resolved, the data prepared, memory reckoned.
+
+    Samples whose answers the base is still to write stand for their questions alone.
+    """
+
+    config: Config
+    base: ModelSource
+    base_fingerprint: str
+    renderer: Renderer
+    precision: Precision
+    device: torch.device
+    start: Origin | None
+    data: PreparedData
+    outlook: Outlook
+
+
+def look_at(
+    config: Config,
+    *,
+    strict: bool = False,
+    checkpoint: Path | None = None,
+    plan: dict[str, Any] | None = None,
+    say: Say = silent,
+    within: Progress = no_progress,
+) -> Ahead:
+    """Resolve everything that a run needs and say what it takes of memory, as far as that goes without loading the base.
+
+    Args:
+        config, strict, checkpoint, plan, say, within: see `prepare_job`.
+
+    Raises:
+        UserError: anything that the user must mend first; the base's weights alone do not fit into memory.
+    """
+    limit_kernels()
+    tracker_or_error(config.training.report_to)
+    for source in config.data.sources():
+        resolve_source(source)  # before anything that takes long
+    base = resolve_model(config.base_model.path, revision=config.base_model.revision, say=say)
+    renderer = Renderer(load_tokenizer_folder(base.folder))
+    device = pick_device()
+    precision = choose_precision(plan["precision"] if plan else config.training.precision, device)
+    base_fingerprint = fingerprint(base.folder)
+    start = None if checkpoint else find_origin(config, base, base_fingerprint, say)
+    config = shaped(config, start)
+    require_memory(base, precision.dtype, device, config.base_model.quantization)
+    data = _data_of(config, renderer, strict, within, partial(unanswered, renderer))
+    schedule = StepSchedule.of(config.training, len(data.train))
+    budgets = [plan["tokens_per_microbatch"]] if plan else _budgets(config, device)
+    outlook = look_ahead(config, base, precision.dtype, device, data.train, schedule, budgets)
+    return Ahead(config, base, base_fingerprint, renderer, precision, device, start, data, outlook)
+
+
+def _data_of(config: Config, renderer: Renderer, strict: bool, within: Progress, replay: Replay) -> PreparedData:
+    data = prepare_data(config.data, renderer, seed=config.training.seed, strict=strict, replay=replay, progress=within)
+    if config.evaluation.max_rows is not None:
+        data = replace(data, validation=data.validation[: config.evaluation.max_rows])
+    return data
+
+
+def _budgets(config: Config, device: torch.device) -> list[int]:
+    """Return the token budgets to choose from, falling."""
+    budget = config.training.tokens_per_microbatch
+    return falling_budgets(TOKENS_PER_MICROBATCH.get(device.type, 2048)) if budget == "auto" else [budget]
 
 
 def _adapted(
@@ -260,7 +326,7 @@ def _fitted(
     model: PeftModel, config: Config, plan: dict[str, Any] | None, data: PreparedData, schedule: StepSchedule
 ) -> Callable[[Layout], tuple[Fit, MicroBatch]]:
     """Return what says how the micro-batches of a layout fit into memory, and which is the heaviest."""
-    budget, least = config.training.tokens_per_microbatch, 0
+    least = 0
     if config.training.gradient_checkpointing and not (least := len(layers_of(model))):
         raise UserError(
             "this model's activations cannot be recomputed",
@@ -268,8 +334,7 @@ def _fitted(
             got="true",
             expected="false",
         )
-    largest = TOKENS_PER_MICROBATCH.get(model.device.type, 2048)
-    budgets = falling_budgets(largest) if budget == "auto" else [budget]
+    budgets = _budgets(config, model.device)
 
     def fitted(layout: Layout) -> tuple[Fit, MicroBatch]:
         def heaviest(tokens: int, weight: Callable[[MicroBatch], float] | None = None) -> MicroBatch:

@@ -18,6 +18,7 @@ import numpy as np
 
 from tuneloom.cache import cache_subfolder
 from tuneloom.config import GenerationConfig
+from tuneloom.data.render import Renderer
 from tuneloom.generate.generator import Generator
 from tuneloom.rundir import write_atomically
 from tuneloom.types import Conversation, Sample
@@ -32,6 +33,16 @@ SPEAKS_OF_ITSELF = re.compile(
 """How chat models speak of what they are, in English and Chinese."""
 
 Progress = Callable[[str, int, int], None]
+
+
+def unanswered(renderer: Renderer, conversations: Sequence[Conversation]) -> list[Sample | None]:
+    """Return what stands for the samples of `replay_samples` while there is no model: each question, and one token to learn."""
+    asked = (Conversation(c.messages[: next(c.turns())], c.location, c.tools) for c in conversations)
+    prompts = [renderer.prompt_ids(conversation) for conversation in asked]
+    return [
+        Sample(np.array([*prompt, prompt[-1]], np.int32), np.arange(len(prompt) + 1) == len(prompt), conversation.location)
+        for prompt, conversation in zip(prompts, conversations, strict=True)
+    ]
 
 
 def replay_samples(

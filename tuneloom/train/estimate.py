@@ -1,0 +1,199 @@
+"""What a training takes of memory and time: measured on the loaded model, or reckoned from shapes before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from tuneloom.config import Config
+from tuneloom.data.plan import StepSchedule
+from tuneloom.data.store import Samples
+from tuneloom.models.forward import COMPILED, PACKED
+from tuneloom.models.source import ModelSource
+from tuneloom.train.measure import GIB, Trial, heaviest_micro_batch, held_memory_gib, peak_memory_gib, rows_of_pass
+from tuneloom.train.memory import UPDATE_BYTES, Fit, fit_kept, free_memory
+from tuneloom.train.optim import trainable_parameters
+from tuneloom.train.skeleton import reckon
+from tuneloom.types import Layout
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a training holds, in GiB: of the process on a CPU, allocated on a GPU.
+
+    Attributes:
+        process: Python, the libraries and the data.
+        weights: of the base.
+        adapter, gradients, optimizer: of what is trained.
+        activations: of the heaviest micro-batch, with all that its passes need besides.
+        loading: the most that was held before.
+    """
+
+    process: float
+    weights: float
+    adapter: float
+    gradients: float
+    optimizer: float
+    activations: float
+    loading: float = 0.0
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What is held at one time."""
+        parts = asdict(self)
+        del parts["loading"]
+        return parts
+
+    @property
+    def trained(self) -> float:
+        return self.adapter + self.gradients + self.optimizer
+
+    @property
+    def rest(self) -> float:
+        """Of the peak: what is neither weights, nor trained, nor activations."""
+        return self.peak - self.weights - self.trained - self.activations
+
+    @property
+    def peak(self) -> float:
+        return max(self.loading, sum(self.parts.values()))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory and time of a whole training; the time in steps, evaluations and checkpoints left out.
+
+    Attributes:
+        memory: what it holds.
+        num_steps, num_tokens: of the training.
+        tokens_per_second: None where nothing was measured.
+    """
+
+    memory: Memory
+    num_steps: int
+    num_tokens: int
+    tokens_per_second: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        return self.num_tokens / self.tokens_per_second if self.tokens_per_second else None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        return self.seconds / self.num_steps if self.seconds is not None else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as plan.json and `estimate --json` have them."""
+        memory = {name: round(value, 3) for name, value in self.memory.parts.items()}
+        rate, step, whole = self.tokens_per_second, self.seconds_per_step, self.seconds
+        return {
+            "memory_gib": memory | {"loading": round(self.memory.loading, 3), "peak": round(self.memory.peak, 3)},
+            "tokens_per_second": None if rate is None else round(rate, 2),
+            "seconds_per_step": None if step is None else round(step, 4),
+            "seconds": None if whole is None else round(whole, 2),
+        }
+
+
+def measured(model: nn.Module, trial: Trial, num_steps: int, num_tokens: int) -> Estimate:
+    """Return what a training takes, from the trial of its heaviest micro-batch.
+
+    The trial has weights, adapter and activations. While a step's other micro-batches run its gradients are there too, and
+    from the first update on the optimizer's state.
+    """
+    trained = {id(parameter): parameter.nbytes for parameter in trainable_parameters(model).values()}
+    tensors = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    adapter = sum(trained.values()) / GIB
+    weights = (sum(tensors.values())) / GIB - adapter
+    memory = Memory(
+        process=max(0.0, trial.held_gib - weights - adapter),
+        weights=weights,
+        adapter=adapter,
+        gradients=adapter,
+        optimizer=2 * adapter,
+        activations=trial.peak_memory_gib - trial.held_gib,
+        loading=peak_memory_gib(next(model.parameters()).device),
+    )
+    return Estimate(memory, num_steps, num_tokens, trial.tokens_per_second)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a training takes, reckoned before its base is loaded: a bound from below.
+
+    Attributes:
+        estimate: memory as it would be; no time.
+        fit: how micro-batches fit, None where they do not.
+        num_rows: of the heaviest micro-batch.
+        needed_bytes, free_bytes: weights included.
+        weight_bytes: of the base.
+        num_trained: parameters.
+    """
+
+    estimate: Estimate
+    fit: Fit | None
+    num_rows: int
+    needed_bytes: float
+    free_bytes: float
+    weight_bytes: float
+    num_trained: int
+
+
+def look_ahead(
+    config: Config,
+    base: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    train: Samples,
+    schedule: StepSchedule,
+    budgets: Sequence[int],
+) -> Outlook:
+    """Return what a training takes by its base's config.json, its settings and its samples.
+
+    Raises:
+        UserError: a config.json that no model can be built from, or a target that matches nothing.
+    """
+    wanted = config.base_model.attn_implementation
+    layout = _layout(wanted, config.adapter.lora_dropout)
+    blocks = device.type == "cpu" and wanted in ("auto", PACKED)
+    reckoned = reckon(base, config.adapter, dtype, config.base_model.quantization, pairs=blocks)
+    bound = reckoned.kept if wanted == PACKED else replace(reckoned.kept, of_pair=0.0)  # a model may not take packed samples
+    least = bound.num_layers if config.training.gradient_checkpointing else 0
+    free = free_memory(device)
+    fit, batch, needed = fit_kept(
+        bound,
+        layout,
+        budgets,
+        lambda tokens, weight: heaviest_micro_batch(train, schedule, tokens, layout, weight),
+        UPDATE_BYTES * reckoned.num_trained,
+        free - reckoned.weight_bytes - reckoned.adapter_bytes,
+        least_layers=least,
+    )
+    layers = fit.recomputed_layers if fit else bound.num_layers
+    adapter = reckoned.adapter_bytes / GIB
+    memory = Memory(
+        process=held_memory_gib(device),
+        weights=reckoned.weight_bytes / GIB,
+        adapter=adapter,
+        gradients=adapter,
+        optimizer=2 * adapter,
+        activations=reckoned.kept.num_bytes(batch, layout, layers) / GIB,
+    )
+    return Outlook(
+        Estimate(memory, schedule.num_steps, schedule.num_tokens(train.column("tokens")), None),
+        fit,
+        rows_of_pass(batch, layout),
+        needed + reckoned.weight_bytes + reckoned.adapter_bytes,
+        free,
+        reckoned.weight_bytes,
+        reckoned.num_trained,
+    )
+
+
+def _layout(attention: str, dropout: float) -> Layout:
+    """Return the layout that an attention path most likely takes; none has fewer rows than the one with shared prefixes."""
+    if attention not in ("auto", PACKED, COMPILED):
+        return Layout.PADDED
+    return Layout.PACKED if dropout else Layout.SHARED
