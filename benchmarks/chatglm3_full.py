@@ -108,9 +108,9 @@ print(json.dumps({"difference": done.check.max_logit_difference, "agreement": do
 """
 
 
-def write_checkpoint(folder: Path, layers: int) -> int:
-    """Write random weights, config.json and a small tokenizer; return the parameters."""
-    config = CONFIG | {"num_layers": layers}
+def write_checkpoint(folder: Path, **changes: int) -> int:
+    """Write random weights, config.json with `changes`, and a small tokenizer; return the parameters."""
+    config = CONFIG | changes
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     _write_tokenizer(folder)
     shapes = expected_shapes(config)
@@ -245,7 +245,7 @@ def measure(folder: Path, layers: int, steps: int, tokens: int) -> dict[str, Any
     model = folder / "chatglm3"
     model.mkdir()
     print("writing the checkpoint ...", flush=True)
-    parameters = write_checkpoint(model, layers)
+    parameters = write_checkpoint(model, num_layers=layers)
     weights = 2 * parameters / GIB
     print(f"{parameters / 1e9:.2f} B parameters, {weights:.2f} GiB in 16 bits", flush=True)
 

@@ -163,8 +163,9 @@ HEARD: dict[str, tuple[str, str]] = {
     ),
     "said.job_recomputed": ("recomputed  activations of {count} layers", "重新计算　{count} 层的激活值"),
     "said.job_memory": (
-        "expected memory  {size} GiB (measured on the heaviest micro-batch; more may be held)",
-        "预计内存　{size} GiB（按最重的微批次实测；可能占用更多）",
+        "expected memory  {size} GiB: {weights} weights, {trained} adapter and optimizer, {activations} activations (measured), "
+        "{rest} the rest",
+        "预计内存　{size} GiB：权重 {weights}，适配器和优化器 {trained}，激活值 {activations}（实测），其余 {rest}",
     ),
     "said.job_time": ("expected time  {time} ({rate} tokens/s measured)", "预计时间　{time}（实测 {rate} 词元/秒）"),
     "said.job_note": ("note  {message}", "说明　{message}"),
@@ -656,6 +657,8 @@ HEARD: dict[str, tuple[str, str]] = {
         "config.json and the weights must come from the same model",
         "config.json 和权重必须来自同一个模型",
     ),
+    "wrong.unbuilt": ("no model can be built from config.json", "无法根据 config.json 建立模型"),
+    "wrong.config_again": ("copy or download the model's config.json again", "重新复制或下载模型的 config.json"),
     "wrong.device": ("the device cannot be used", "无法使用该设备"),
     "wrong.devices": ("auto, cpu, cuda, or cuda:0", "auto、cpu、cuda 或 cuda:0"),
     "wrong.memory": ("the base model does not fit into memory", "内存放不下基座模型"),
@@ -739,6 +742,13 @@ HEARD: dict[str, tuple[str, str]] = {
     "wrong.activations_needed": (
         "about {size} GB beside the model, the activations of {number} layers recomputed",
         "除模型外约需 {size} GB，其中 {number} 层的激活值重新计算",
+    ),
+    "wrong.reckoned_needed": ("about {size} GB, {weights} GB of them for weights", "约需 {size} GB，其中权重 {weights} GB"),
+    "wrong.reckoned_mend": (
+        "lower data.cutoff_len or training.tokens_per_microbatch, set base_model.quantization to 4bit, take a smaller model, "
+        "or end other programs",
+        "减小 data.cutoff_len 或 training.tokens_per_microbatch，把 base_model.quantization 设为 4bit，换用较小的模型，"
+        "或关闭其他程序",
     ),
     "wrong.recompute": ("this model's activations cannot be recomputed", "该模型的激活值无法重新计算"),
     "wrong.flex": (

@@ -149,8 +149,16 @@ def look_ahead(
     train: Samples,
     schedule: StepSchedule,
     budgets: Sequence[int],
+    *,
+    free_bytes: float | None = None,
 ) -> Outlook:
     """Return what a training takes by its base's config.json, its settings and its samples.
+
+    Args:
+        config, base, train, schedule: of the training.
+        dtype, device: of the weights.
+        budgets: token budgets to choose from, falling.
+        free_bytes: memory that there is; what the device has, unless given.
 
     Raises:
         UserError: a config.json that no model can be built from, or a target that matches nothing.
@@ -161,7 +169,7 @@ def look_ahead(
     reckoned = reckon(base, config.adapter, dtype, config.base_model.quantization, pairs=blocks)
     bound = reckoned.kept if wanted == PACKED else replace(reckoned.kept, of_pair=0.0)  # a model may not take packed samples
     least = bound.num_layers if config.training.gradient_checkpointing else 0
-    free = free_memory(device)
+    free = free_memory(device) if free_bytes is None else free_bytes
     fit, batch, needed = fit_kept(
         bound,
         layout,

@@ -170,8 +170,7 @@ class Loop:
     def _log(self, rate: float, grad_norm: float) -> None:
         state, schedule, window = self.state, self.job.schedule, self.state.window
         tokens_per_second = window.tokens / window.seconds
-        left = schedule.num_steps - state.step
-        eta = left * state.seconds / state.step if state.step else 0.0
+        eta = (self.job.num_tokens - state.tokens) * state.seconds / state.tokens
         loss = window.loss_sum / window.supervised_tokens
         self.recorder.progress(state.step, loss=loss, tokens_per_second=tokens_per_second, eta_seconds=round(eta, 1))
         if state.step % self.settings.logging_steps and state.step != schedule.num_steps:

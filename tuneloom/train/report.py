@@ -9,6 +9,7 @@ from typing import Any
 from tuneloom.adapters.attach import count_parameters
 from tuneloom.evaluation.predict import Predictions
 from tuneloom.rundir import REPORT, RunDirectory, write_atomically
+from tuneloom.train.measure import peak_memory_gib
 from tuneloom.train.plot import plot_loss
 from tuneloom.train.prepare import Job, duration
 
@@ -93,10 +94,10 @@ def _results(job: Job, run: RunDirectory) -> list[tuple[str, str]]:
         ("steps", f"{end['step']:,} of {training.num_samples_per_step} samples"),
         ("learning rate", f"{training.learning_rate:g}, {training.lr_scheduler_type}"),
         ("precision", job.precision.name),
-        ("time in steps", duration(end["seconds"])),
+        ("time in steps", f"{duration(end['seconds'])}, {duration(job.estimate.seconds or 0)} expected"),
         ("tokens per second", f"{end['tokens_per_second']:,.0f}"),
         ("useful work", _useful(job, end["useful_gflops"])),
-        ("peak memory", f"{max((e['peak_memory_gib'] for e in run.history('step')), default=0):.2f} GiB"),
+        ("peak memory", f"{_peak(job, run):.2f} GiB, {job.estimate.memory.peak:.2f} expected"),
         ("train loss", f"{end['loss']:.4f} nats a supervised token"),
     ]
     losses = [(event["eval_loss"], event["step"]) for event in evals if event.get("eval_loss") is not None]
@@ -105,6 +106,11 @@ def _results(job: Job, run: RunDirectory) -> list[tuple[str, str]]:
     for event in run.history("test"):
         rows.append(("test", ", ".join(f"{name} {event[name]:.4g}" for name in ("rouge-1", "rouge-2", "rouge-l", "bleu-4"))))
     return rows
+
+
+def _peak(job: Job, run: RunDirectory) -> float:
+    """Return the most memory of the run, in GiB: as its steps have it, and of this process to its end."""
+    return max([peak_memory_gib(job.device), *(event["peak_memory_gib"] for event in run.history("step"))])
 
 
 def _useful(job: Job, gflops: float) -> str:

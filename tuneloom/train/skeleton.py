@@ -1,4 +1,4 @@
-"""What a training takes by arithmetic, before a weight is read: the base's modules are built without weights, and counted.
+"""What a training takes by arithmetic, before a weight is read: the base's modules are built without weights and counted.
 
 The weights, the adapter and the optimizer's state follow from the modules' shapes. What a layer keeps of a row for its backward
 pass follows from what its parts read again there (`tuneloom.adapters.fused`, `tuneloom.models.fused_layers`):
