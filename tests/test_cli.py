@@ -58,7 +58,7 @@ def test_dry_run_prints_every_derived_number_and_writes_nothing(config_file: Pat
         "steps": "2 (",
         "schedule": "constant, peak 0.01, warm-up 0 steps",
         "micro-batches": "of at most 2,048 tokens",
-        "expected memory": " GiB (measured",
+        "expected memory": " activations (measured), ",
         "expected time": " tokens/s measured)",
     }.items():
         (line,) = [line for line in done.output.splitlines() if line.strip().startswith(label + "  ")]

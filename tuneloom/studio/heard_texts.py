@@ -163,8 +163,8 @@ HEARD: dict[str, tuple[str, str]] = {
     ),
     "said.job_recomputed": ("recomputed  activations of {count} layers", "重新计算　{count} 层的激活值"),
     "said.job_memory": (
-        "expected memory  {size} GiB: {weights} weights, {trained} adapter and optimizer, {activations} activations (measured), "
-        "{rest} the rest",
+        "expected memory  {size} GiB: {weights} weights, {trained} adapter and optimizer, "
+        "{activations} activations (measured), {rest} the rest",
         "预计内存　{size} GiB：权重 {weights}，适配器和优化器 {trained}，激活值 {activations}（实测），其余 {rest}",
     ),
     "said.job_time": ("expected time  {time} ({rate} tokens/s measured)", "预计时间　{time}（实测 {rate} 词元/秒）"),
