@@ -9,16 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from tuneloom.config import Config
+from tuneloom.config import Config, GenerationConfig
 from tuneloom.data.plan import StepSchedule
 from tuneloom.data.store import Samples
+from tuneloom.generate.generator import Generator
 from tuneloom.models.forward import COMPILED, PACKED
 from tuneloom.models.source import ModelSource
-from tuneloom.train.measure import GIB, Trial, heaviest_micro_batch, held_memory_gib, peak_memory_gib, rows_of_pass
+from tuneloom.train.measure import (
+    GIB,
+    Trial,
+    heaviest_micro_batch,
+    held_memory_gib,
+    peak_memory_gib,
+    rows_of_pass,
+    watched_memory,
+)
 from tuneloom.train.memory import UPDATE_BYTES, Fit, fit_kept, free_memory
 from tuneloom.train.optim import trainable_parameters
 from tuneloom.train.skeleton import reckon
-from tuneloom.types import Layout
+from tuneloom.types import Conversation, Layout, Message
+
+_BEGUN_TOKENS = 2
+"""Of an answer: what more of them adds is a few KB each."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Memory:
         process: Python, the libraries and the data.
         weights: of the base.
         adapter, gradients, optimizer: of what is trained.
-        activations: of the heaviest micro-batch, with all that its passes need besides.
+        activations: of the heaviest micro-batch, with all that its passes need besides; or of answers, where that is more.
         loading: the most that was held before.
     """
 
@@ -97,26 +109,44 @@ class Estimate:
         }
 
 
-def measured(model: nn.Module, trial: Trial, num_steps: int, num_tokens: int) -> Estimate:
+def measured(model: nn.Module, trial: Trial, answering_gib: float, num_steps: int, num_tokens: int) -> Estimate:
     """Return what a training takes, from the trial of its heaviest micro-batch.
 
     The trial has weights, adapter and activations. While a step's other micro-batches run its gradients are there too, and
     from the first update on the optimizer's state.
+
+    Args:
+        model: with its adapter.
+        trial: of the heaviest micro-batch.
+        answering_gib: the most that was held while the model began to answer, after the trial; 0 where it never does.
+        num_steps, num_tokens: of the training.
     """
-    trained = {id(parameter): parameter.nbytes for parameter in trainable_parameters(model).values()}
-    tensors = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
-    adapter = sum(trained.values()) / GIB
-    weights = (sum(tensors.values())) / GIB - adapter
+    trained = sum(parameter.nbytes for parameter in trainable_parameters(model).values()) / GIB
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) / GIB - trained
     memory = Memory(
-        process=max(0.0, trial.held_gib - weights - adapter),
+        process=max(0.0, trial.held_gib - weights - trained),
         weights=weights,
-        adapter=adapter,
-        gradients=adapter,
-        optimizer=2 * adapter,
-        activations=trial.peak_memory_gib - trial.held_gib,
+        adapter=trained,
+        gradients=trained,
+        optimizer=2 * trained,
+        activations=max(trial.peak_memory_gib, answering_gib) - trial.held_gib,
         loading=peak_memory_gib(next(model.parameters()).device),
     )
     return Estimate(memory, num_steps, num_tokens, trial.tokens_per_second)
+
+
+def answering_memory_gib(
+    generator: Generator, prompts: Sequence[str], settings: GenerationConfig, device: torch.device
+) -> float:
+    """Return the most that is held while the model begins its answers to the fixed prompts; random state is put back."""
+    if not prompts:
+        return 0.0
+    asked = [Conversation((Message("user", prompt),)) for prompt in prompts]
+    short = settings.model_copy(update={"max_new_tokens": _BEGUN_TOKENS, "min_new_tokens": 0})
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), watched_memory(device) as watched:
+        generator.answers(asked, short)
+    return watched.peak_gib
 
 
 @dataclass(frozen=True)
