@@ -78,7 +78,8 @@ def reckon(
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if path in adapted and isinstance(weight, torch.Tensor) and weight.dim() == 2:
-            num_trained += adapter.r * sum(weight.shape) + (weight.shape[0] if adapter.use_dora else 0)
+            outputs = weight.shape[isinstance(module, nn.Embedding)]  # of which DoRA has a magnitude each
+            num_trained += adapter.r * sum(weight.shape) + (outputs if adapter.use_dora else 0)
         elif path in saved:
             num_trained += sum(parameter.numel() for parameter in module.parameters())
     return Reckoned(_weight_bytes(model, dtype, quantization), num_trained, _kept(model, adapter, adapted, dtype, pairs))
