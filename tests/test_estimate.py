@@ -33,7 +33,7 @@ from tuneloom.train.skeleton import reckon
 from tuneloom.types import Layout
 
 CPU = torch.device("cpu")
-PARTS = ("process", "weights", "adapter", "gradients", "optimizer", "activations")
+PARTS = ("process", "weights", "adapter", "gradients", "optimizer", "activations", "answers")
 
 
 def estimated(config: Config, folder: Path, *more: str) -> Any:

@@ -81,7 +81,7 @@ def _print(facts: dict[str, Any], found: Estimate) -> None:
         ]
     )
     typer.echo()
-    rows = [(_PARTS[name], f"{value:.2f}") for name, value in found.memory.parts.items()]
+    rows = [(_PARTS[name], f"{value:.2f}") for name, value in found.memory.parts.items() if value]
     rows.append(("at its height", f"{found.memory.peak:.2f}"))
     print_table(("memory, measured" if facts["measured"] else "memory, by shapes alone", "GiB"), rows)
 
@@ -93,7 +93,7 @@ _PARTS = {
     "gradients": "its gradients",
     "optimizer": "its optimizer state",
     "activations": "activations of the heaviest micro-batch",
-    "kernels": "compiled products still to come",
+    "answers": "answers to the fixed prompts",
 }
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from tuneloom.config import Config, GenerationConfig
+from tuneloom.config import Config
 from tuneloom.data.plan import StepSchedule
 from tuneloom.data.store import Samples
 from tuneloom.generate.generator import Generator
@@ -18,6 +17,7 @@ from tuneloom.models.source import ModelSource
 from tuneloom.train.measure import (
     GIB,
     Trial,
+    Watched,
     heaviest_micro_batch,
     held_memory_gib,
     peak_memory_gib,
@@ -28,6 +28,9 @@ from tuneloom.train.memory import UPDATE_BYTES, Fit, fit_kept, free_memory
 from tuneloom.train.optim import trainable_parameters
 from tuneloom.train.skeleton import reckon
 from tuneloom.types import Conversation, Layout, Message
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _BEGUN_TOKENS = 2
 """Of an answer: what more of them adds is a few KB each."""
@@ -41,7 +44,9 @@ class Memory:
         process: Python, the libraries and the data.
         weights: of the base.
         adapter, gradients, optimizer: of what is trained.
-        activations: of the heaviest micro-batch, with all that its passes need besides; or of answers, where that is more.
+        activations: of the heaviest micro-batch, with all that its passes need besides.
+        answers: what answering the fixed prompts adds. On a CPU it comes on top of activations that are gone, whose memory
+            the allocator keeps in pieces.
         loading: the most that was held before.
     """
 
@@ -51,6 +56,7 @@ class Memory:
     gradients: float
     optimizer: float
     activations: float
+    answers: float = 0.0
     loading: float = 0.0
 
     @property
@@ -109,7 +115,7 @@ class Estimate:
         }
 
 
-def measured(model: nn.Module, trial: Trial, answering_gib: float, num_steps: int, num_tokens: int) -> Estimate:
+def measured(model: PeftModel, trial: Trial, answering: Watched | None, num_steps: int, num_tokens: int) -> Estimate:
     """Return what a training takes, from the trial of its heaviest micro-batch.
 
     The trial has weights, adapter and activations. While a step's other micro-batches run its gradients are there too, and
@@ -118,7 +124,7 @@ def measured(model: nn.Module, trial: Trial, answering_gib: float, num_steps: in
     Args:
         model: with its adapter.
         trial: of the heaviest micro-batch.
-        answering_gib: the most that was held while the model began to answer, after the trial; 0 where it never does.
+        answering: what was held while the model began to answer, after the trial; None where it never does.
         num_steps, num_tokens: of the training.
     """
     trained = sum(parameter.nbytes for parameter in trainable_parameters(model).values()) / GIB
@@ -129,24 +135,30 @@ def measured(model: nn.Module, trial: Trial, answering_gib: float, num_steps: in
         adapter=trained,
         gradients=trained,
         optimizer=2 * trained,
-        activations=max(trial.peak_memory_gib, answering_gib) - trial.held_gib,
-        loading=peak_memory_gib(next(model.parameters()).device),
+        activations=trial.peak_memory_gib - trial.held_gib,
+        answers=_added(trial, answering, model.device) if answering else 0.0,
+        loading=peak_memory_gib(model.device),
     )
     return Estimate(memory, num_steps, num_tokens, trial.tokens_per_second)
 
 
-def answering_memory_gib(
-    generator: Generator, prompts: Sequence[str], settings: GenerationConfig, device: torch.device
-) -> float:
-    """Return the most that is held while the model begins its answers to the fixed prompts; random state is put back."""
-    if not prompts:
-        return 0.0
-    asked = [Conversation((Message("user", prompt),)) for prompt in prompts]
-    short = settings.model_copy(update={"max_new_tokens": _BEGUN_TOKENS, "min_new_tokens": 0})
+def _added(trial: Trial, answering: Watched, device: torch.device) -> float:
+    """Return what answers add to the height of the trial: on a GPU what was freed is one piece again."""
+    if device.type == "cuda":
+        return max(0.0, answering.peak_gib - trial.peak_memory_gib)
+    return answering.peak_gib - answering.held_gib
+
+
+def watched_answers(generator: Generator, config: Config, device: torch.device) -> Watched | None:
+    """Return what is held while the model begins its answers to the fixed prompts; random state is put back."""
+    if not config.evaluation.prompts:
+        return None
+    asked = [Conversation((Message("user", prompt),)) for prompt in config.evaluation.prompts]
+    short = config.generation.model_copy(update={"max_new_tokens": _BEGUN_TOKENS, "min_new_tokens": 0})
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), watched_memory(device) as watched:
         generator.answers(asked, short)
-    return watched.peak_gib
+    return watched
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tuneloom.models.load import load_base_model, load_tokenizer_folder, pick_de
 from tuneloom.models.precision import Precision, choose_precision
 from tuneloom.models.source import ModelSource, resolve_model, silent
 from tuneloom.train.choose import Choice, choose
-from tuneloom.train.estimate import Estimate, Outlook, answering_memory_gib, look_ahead, measured
+from tuneloom.train.estimate import Estimate, Outlook, look_ahead, measured, watched_answers
 from tuneloom.train.kernels import limit_kernels
 from tuneloom.train.limits import require_memory, require_memory_of_training
 from tuneloom.train.measure import heaviest_micro_batch
@@ -246,8 +246,7 @@ def prepare_job(
 def _estimated(
     model: PeftModel, config: Config, choice: Choice, renderer: Renderer, data: PreparedData, schedule: StepSchedule
 ) -> Estimate:
-    generator = Generator(model, renderer)
-    answering = answering_memory_gib(generator, config.evaluation.prompts, config.generation, model.device)
+    answering = watched_answers(Generator(model, renderer), config, model.device)
     num_tokens = schedule.num_tokens(data.train.column("tokens"))
     return measured(model, choice.trial, answering, schedule.num_steps, num_tokens)
 
