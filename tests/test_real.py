@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,12 @@ def test_the_loss_falls_in_training_and_on_held_out_rows(run: Path) -> None:
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
     held = [event["eval_loss"] for event in events(run, "eval")]
     assert held[-1] < held[0]
+
+
+def test_the_memory_that_it_took_was_expected(run: Path) -> None:
+    told = re.search(r"\| peak memory \| ([\d.]+) GiB, ([\d.]+) expected \|", (run / "report.md").read_text(encoding="utf-8"))
+    assert told
+    assert float(told[2]) == pytest.approx(float(told[1]), rel=0.15)
 
 
 def test_it_says_its_new_name_and_the_base_does_not(run: Path, workplace: Path) -> None:

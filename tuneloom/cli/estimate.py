@@ -20,7 +20,7 @@ def estimate(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set data.cutoff_len=512. Repeatable."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Load no model: memory by the shapes in its config.json alone, no time.")
+        bool, typer.Option("--quick", help="Load no model: the least memory, by the shapes in its config.json, and no time.")
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -83,7 +83,7 @@ def _print(facts: dict[str, Any], found: Estimate) -> None:
     typer.echo()
     rows = [(_PARTS[name], f"{value:.2f}") for name, value in found.memory.parts.items() if value]
     rows.append(("at its height", f"{found.memory.peak:.2f}"))
-    print_table(("memory, measured" if facts["measured"] else "memory, by shapes alone", "GiB"), rows)
+    print_table(("memory, measured" if facts["measured"] else "memory at the least, by shapes alone", "GiB"), rows)
 
 
 _PARTS = {
