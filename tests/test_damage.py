@@ -11,10 +11,10 @@ import pytest
 from helpers import assert_mendable
 from typer.testing import CliRunner
 
+from tuneloom.checkpoints import MANIFEST, verify_checkpoint
 from tuneloom.cli.main import app, run
 from tuneloom.errors import UserError
 from tuneloom.rundir import RunDirectory
-from tuneloom.train.checkpoint import MANIFEST, verify_checkpoint
 from tuneloom.train.resume import find_resume
 
 FILES = (

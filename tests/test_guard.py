@@ -17,10 +17,10 @@ from conftest import ROOT
 from helpers import tiny_config
 from safetensors.torch import load_file, save_file
 
+from tuneloom.checkpoints import verify_checkpoint
 from tuneloom.config import Config, dump_config
 from tuneloom.errors import GuardError, Interrupted
 from tuneloom.rundir import RunDirectory
-from tuneloom.train.checkpoint import verify_checkpoint
 from tuneloom.train.run import finetune, prepare
 
 # Non-finite losses.

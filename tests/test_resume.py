@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from helpers import ROWS, assert_mendable, sha256, tiny_config
 
+from tuneloom.checkpoints import newest_whole, verify_checkpoint
 from tuneloom.config import Config, load_config
 from tuneloom.errors import Interrupted, UserError
 from tuneloom.rundir import RunDirectory
-from tuneloom.train.checkpoint import newest_whole, read_training_state, verify_checkpoint
+from tuneloom.train.checkpoint import read_training_state
 from tuneloom.train.resume import find_resume, newest_run
 from tuneloom.train.run import Run, finetune
 

@@ -143,7 +143,7 @@ def test_a_live_run_is_told_from_a_dead_one(tmp_path: Path, process: subprocess.
     assert live.seconds > 1e6, "it is going on"
     assert runs["no-such-pid"].seconds == 30.0
     assert "not finite" in str(runs["failed"].reason)
-    assert [command.split()[1] for command, _ in describe(RunDirectory(live.path)).next] == ["runs"]
+    assert [command.split()[1] for command, _ in describe(RunDirectory(live.path)).next] == ["runs", "runs"]
     assert [command.split()[1] for command, _ in describe(RunDirectory(runs["failed"].path)).next] == ["finetune"]
 
     process.kill()

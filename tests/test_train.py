@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from tuneloom.adapters.target import load_target, resolve_target
+from tuneloom.checkpoints import verify_checkpoint
 from tuneloom.cli.main import app
 from tuneloom.config import load_config
 from tuneloom.data.conversations import held_out_probes
@@ -30,7 +31,6 @@ from tuneloom.models.attention import BLOCKS
 from tuneloom.models.forward import supervised_loss_sum
 from tuneloom.rundir import RunDirectory
 from tuneloom.train import memory
-from tuneloom.train.checkpoint import verify_checkpoint
 from tuneloom.train.measure import heaviest_micro_batch
 from tuneloom.train.memory import kept_for_backward
 from tuneloom.train.prepare import Job, prepare_job

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ PLAN = "plan.json"
 ADAPTER = "adapter"
 REPORT = "report.md"
 LOSS_PLOT = "loss.png"
+STOP = ".stop-"
+"""What the note begins with that a process, whose number follows, was asked to end."""
 EXPORTS = "exports"
 """Folder beside the runs that the studio writes exports into."""
 END_PHASES = ("done", "failed", "interrupted")
@@ -189,7 +192,8 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the run for this process within the block: a lock on metrics.jsonl that the system ends with the process.
+        """Hold the run for this process within the block: metrics.jsonl is open all along, with a lock on it that the
+        system ends with the process.
 
         Where the system or the file system has no such locks, nothing is held.
 
@@ -214,11 +218,15 @@ class RunDirectory:
                     got=f"process {pid}" if pid else "another process",
                     mend="wait for it, or stop it first",
                 )
-            yield
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # whatever became of the disk, it must not hide how the run ended
+                    (self.path / f"{STOP}{os.getpid()}").unlink()
 
     def sweep(self) -> None:
         """Remove what a killed trainer left half written or half removed; for whoever holds the run."""
-        for pattern in (".*.partial", ".*.doomed", ".*.old"):
+        for pattern in (".*.partial", ".*.doomed", ".*.old", f"{STOP}*"):
             for path in self.path.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -235,7 +243,7 @@ class RunDirectory:
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Replace state.json atomically."""
-        self.write_json(STATE, {**state, "pid": os.getpid(), "time": round(time.time(), 3)})
+        self.write_json(STATE, {**state, "pid": os.getpid(), "host": platform.node(), "time": round(time.time(), 3)})
 
 
 def run_name(method: str, base: str) -> str:

@@ -382,6 +382,7 @@ def _next(summary: RunSummary, has_checkpoint: bool, has_adapter: bool) -> Itera
     path = summary.path
     if summary.pid is not None:
         yield f"tuneloom runs show {path}", "look again; it is being trained"
+        yield f"tuneloom runs stop {path}", "save a checkpoint and end"
     if summary.phase in _RESUMABLE:
         yield (
             f"tuneloom finetune --resume-from {path}",

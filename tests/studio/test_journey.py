@@ -62,12 +62,12 @@ def test_from_a_name_to_an_export(real_studio: RunningStudio, visit: Callable[..
     page.get_by_role("button", name="Start", exact=True).click()
     page.wait_for_url("**/runs/job-*")
 
-    # Watch, and stop: a checkpoint is saved.
+    # Watch, and pause: a checkpoint is saved.
     run = RunDirectory(studio.runs / "ada-lora")
     page.wait_for_url(f"**/runs/{id_of(run.path)}", timeout=LONG)
     page.wait_for_function("() => parseFloat(document.querySelector('[data-figure=train_loss]')?.innerText) > 0", timeout=LONG)
-    page.get_by_role("button", name="Stop").click()
-    wait_for_phase(page, "stopped")
+    page.get_by_role("button", name="Pause").click()
+    wait_for_phase(page, "paused")
     stopped_at = summarise(run.path).step
     assert list(run.checkpoints()) == [stopped_at]
     assert stopped_at is not None and 0 < stopped_at < STEPS

@@ -1,9 +1,10 @@
-"""A run's page in a real browser, on real trainings of the tiny model: killed, resumed, stopped, renamed, done, deleted."""
+"""A run's page in a real browser, on real trainings of the tiny model: killed, resumed, paused, renamed, done, deleted."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -74,10 +75,11 @@ def figure(page: Any, name: str) -> str:
     return str(page.locator(f"[data-figure={name}]").inner_text())
 
 
-def test_a_run_is_watched_killed_resumed_stopped_renamed_finished_and_deleted(
+def test_a_run_is_watched_killed_resumed_paused_renamed_finished_and_deleted(
     studio: RunningStudio, visit: Opened, model: Path, rows_file: Path
 ) -> None:
-    job = start(studio, model, rows_file, "first")
+    rows = Path(shutil.copy(rows_file, studio.runs.parent / "rows.jsonl"))
+    job = start(studio, model, rows, "first")
     visitor = visit(studio)
     page = visitor.open(f"/runs/job-{job.id}")
     phase(page, "preparing")
@@ -102,21 +104,21 @@ def test_a_run_is_watched_killed_resumed_stopped_renamed_finished_and_deleted(
     assert len(jobs) == 2
     assert jobs[0].arguments == ("finetune", "--resume-from", str(run.path))
 
-    # Stopped: it says so, leaves a checkpoint, and a refresh and a second tab show the same.
+    # Paused: it says so, leaves a checkpoint, and a refresh and a second tab show the same.
     wait_for_points(page, 2)
-    page.get_by_role("button", name="Stop").click()
-    phase(page, "stopped")
+    page.get_by_role("button", name="Pause").click()
+    phase(page, "paused")
     assert list(run.checkpoints()) == [summarise(run.path).step]
     shown = (figure(page, "step"), figure(page, "train_loss"), points(page), page.locator(".run-log").inner_text())
     (note,) = page.locator(".note").all()
-    assert "Stopped before its end" in note.inner_text()
+    assert f"Paused at step {summarise(run.path).step}." in note.inner_text()
     assert "kept: checkpoint-" in note.inner_text()
     assert "tuneloom: " in shown[3]
     second = visitor.context.new_page()
     second.goto(page.url)
     page.reload()
     for tab in (page, second):
-        phase(tab, "stopped")
+        phase(tab, "paused")
         wait_for_points(tab, 1)
         assert (figure(tab, "step"), figure(tab, "train_loss"), points(tab), tab.locator(".run-log").inner_text()) == shown
 
@@ -134,6 +136,12 @@ def test_a_run_is_watched_killed_resumed_stopped_renamed_finished_and_deleted(
     run = RunDirectory(studio.runs / "second")
     second.wait_for_url(f"**/runs/{id_of(run.path)}")
     second.wait_for_function("window.socket?.connected === true")
+
+    # Where it cannot go on the reason stands in the button's place, and the button comes back with what was missing.
+    rows.rename(rows.with_suffix(".away"))
+    second.get_by_text(f"A data file is not there any more: {rows}").wait_for()
+    assert second.get_by_role("button", name="Resume").count() == 0
+    rows.with_suffix(".away").rename(rows)
     second.get_by_role("button", name="Resume").click()
     phase(second, "done")
     assert figure(second, "step") == "160 / 160"
@@ -234,7 +242,7 @@ def test_a_run_that_cannot_be_resumed_says_why(
     run.config.write_text("adapter: {rank: 3}")
     page.reload()
     page.get_by_text("It cannot be resumed.").wait_for()
-    assert page.get_by_role("button", name="Begin again").is_disabled()
+    assert page.get_by_role("button", name="Begin again").count() == 0
 
 
 def test_a_job_of_a_renamed_run_is_still_its_job(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from test_runs import make_run
 
-from tuneloom.rundir import STATE, RunDirectory
+from tuneloom.checkpoints import sha256_of
+from tuneloom.config import dump_config, parse_config
+from tuneloom.rundir import ENVIRONMENT, STATE, RunDirectory
 from tuneloom.studio.charts import Line, line_chart
 from tuneloom.studio.frame import Studio, id_of
 from tuneloom.studio.jobs import Jobs
@@ -20,7 +22,6 @@ from tuneloom.studio.run_actions import (
     Refusal,
     continuing,
     delete_run,
-    is_stopping,
     metric_rows,
     rename_run,
     stop_run,
@@ -43,16 +44,18 @@ def ended(studio: Studio) -> RunDirectory:
 
 
 @pytest.fixture
-def process() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that notes how often it was asked to end."""
+def process(studio: Studio) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that holds the run `live` as a trainer does, and notes how often it was asked to end."""
+    run = make_run(studio.runs, "live")
     code = """
-import signal, time
+import signal, sys, time
+held = open(sys.argv[1], "ab")
 signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
 print("up", flush=True)
 while True:
     time.sleep(0.01)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as started:
+    with subprocess.Popen([sys.executable, "-c", code, str(run.metrics)], stdout=subprocess.PIPE) as started:
         assert started.stdout is not None
         started.stdout.readline()
         yield started
@@ -61,7 +64,9 @@ while True:
 
 @pytest.fixture
 def live(studio: Studio, process: subprocess.Popen[bytes]) -> RunDirectory:
-    return make_run(studio.runs, "live", state={"phase": "training", "pid": process.pid, "time": time.time() + 9})
+    run = RunDirectory(studio.runs / "live")
+    run.write_json(STATE, {"phase": "training", "step": 2, "total": 9, "pid": process.pid, "time": time.time() + 9})
+    return run
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -147,16 +152,18 @@ def test_a_run_that_others_continue_from_keeps_its_name(studio: Studio, ended: R
 
 
 def test_a_trainer_is_asked_to_end_once(studio: Studio, live: RunDirectory, process: subprocess.Popen[bytes]) -> None:
-    assert not is_stopping(studio, live.path, process.pid)
-    for _ in range(2):
-        stop_run(studio, live.path, None)
-        assert is_stopping(Studio(studio.runs, Jobs(studio.runs)), live.path, process.pid), "kept on disk"
+    look = RunLook(studio, live.path)
+    for asked in (False, True, True):
+        standing = look.standing()
+        assert standing is not None
+        assert standing.stopping is asked
+        stop_run(live.path, None)
     time.sleep(0.2)
     process.kill()
     process.wait()
     assert process.stdout is not None
     assert process.stdout.read() == b"asked\n"
-    assert refusal(lambda: stop_run(studio, live.path, None)) == "run.not_live"
+    assert refusal(lambda: stop_run(live.path, None)) == "run.not_live"
 
 
 def test_why_a_run_cannot_be_resumed(studio: Studio, ended: RunDirectory) -> None:
@@ -169,6 +176,36 @@ def test_why_a_run_cannot_be_resumed(studio: Studio, ended: RunDirectory) -> Non
     done = why_not_resume(ended.path, None)
     assert done is not None
     assert done.key == "run.resume_done"
+
+
+def test_a_base_model_or_data_that_is_gone_or_has_changed_is_why(studio: Studio, ended: RunDirectory, tmp_path: Path) -> None:
+    model, data = tmp_path / "model", tmp_path / "rows.jsonl"
+    model.mkdir()
+    data.write_text("{}")
+    values = {"base_model": str(model), "data": {"train": [str(data), "self_cognition_en"]}}
+    ended.config.write_text(dump_config(parse_config(values)))
+    files = {str(data): sha256_of(data), "self_cognition_en.jsonl": "0" * 64}
+    ended.write_json(ENVIRONMENT, {"base_model": {"kind": "folder"}, "data_files": files})
+    assert why_not_resume(ended.path, None) is None
+    for key, harm in {
+        "run.resume_data_changed": lambda: data.write_text("{ }"),
+        "run.resume_data_gone": data.unlink,
+        "run.resume_base": model.rmdir,
+    }.items():
+        harm()
+        fault = why_not_resume(ended.path, None)
+        assert fault is not None
+        assert (fault.key, fault.values["place"]) == (key, str(model if key == "run.resume_base" else data))
+
+
+def test_who_only_prepares_to_go_on_holds_the_run_too(
+    studio: Studio, live: RunDirectory, process: subprocess.Popen[bytes]
+) -> None:
+    live.write_json(STATE, {"phase": "interrupted", "pid": 2**30})
+    fault = why_not_resume(live.path, None)
+    assert fault is not None
+    assert fault.key == "run.resume_live"
+    assert studio.jobs.all() == []
 
 
 def test_the_table_holds_numbers_alone(ended: RunDirectory) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloom.checkpoints import ADAPTER_FILES
 from tuneloom.errors import UserError
 from tuneloom.models.fingerprint import fingerprint
 from tuneloom.models.quiet import quiet_peft
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES
 BASE_FILE = "base_model.json"
 _PREFIX = "base_model.model."
 STARTS = (True, False, "gaussian", "orthogonal")

@@ -1,4 +1,4 @@
-"""`tuneloom runs`: the runs below a folder and how they went, and `show`, one of them at length."""
+"""`tuneloom runs`: the runs below a folder and how they went; `show`, one of them at length; `stop`, one that is trained."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from tuneloom.runs import Listing, RunDetails, RunSummary
+    from tuneloom.stopping import Stopped
 
 runs = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -56,6 +57,51 @@ def show(
         print_json(details.as_dict())
     else:
         _print_details(details)
+
+
+@runs.command()
+def stop(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A run's name, or its path.")],
+    dir_: Annotated[
+        str | None, typer.Option("--dir", metavar="DIR", help=f"The folder that the runs are in. None: {_DIR}.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Wait at most so long. None: until it has ended.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Stop a run that is being trained: it saves a checkpoint and ends, and can be gone on with."""
+    from tuneloom.cli.tables import print_json
+    from tuneloom.runs import find_run
+    from tuneloom.stopping import ask, require_trainer, wait
+
+    as_json = json_ or context.obj["json"]
+    run = find_run(name, dir_ or context.obj["dir"])
+    process = require_trainer(run)
+    asked = ask(run, process)
+    typer.echo(f"process {process.pid} {'is' if asked else 'was'} asked to save a checkpoint and end", err=as_json)
+    try:
+        stopped = wait(run, process, lambda line: typer.echo(line, err=as_json), timeout)
+    except KeyboardInterrupt:
+        typer.echo("it was asked, and ends without anybody waiting", err=True)
+        raise
+    if as_json:
+        print_json(stopped.as_dict())
+    else:
+        _print_stopped(stopped)
+
+
+def _print_stopped(stopped: Stopped) -> None:
+    from tuneloom.cli.tables import print_facts
+
+    step = f"step {stopped.step} of {stopped.total_steps}"
+    if stopped.resume is None:
+        typer.echo(f"{stopped.run} was done, at {step}, before it could be stopped")
+        return
+    typer.echo(f"{stopped.run} has stopped at {step}")
+    print_facts([("reason", stopped.reason or "not told"), ("kept", stopped.checkpoint or "nothing; no step was done")])
+    typer.echo(f"go on with:  {stopped.resume}")
 
 
 def _print_listing(listing: Listing) -> None:

@@ -7,16 +7,19 @@ import os
 import re
 import secrets
 import shutil
-import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from tuneloom.config import load_config
 from tuneloom.config.schema import Config
-from tuneloom.rundir import CONFIG, STATE, RunDirectory, write_atomically
-from tuneloom.runs import changed_settings
+from tuneloom.errors import UserError
+from tuneloom.rundir import CONFIG, STATE, RunDirectory
+from tuneloom.stopping import ask, trainer
 from tuneloom.studio.frame import Studio, id_of
 from tuneloom.studio.jobs import Job
+from tuneloom.studio.resumption import missing_input
 
 _NAME = re.compile(str(next(rule.pattern for rule in Config.model_fields["name"].metadata if hasattr(rule, "pattern"))))
 _CONTINUES = re.compile(r"^\s*continue_from:\s*(.+?)\s*$", re.MULTILINE)
@@ -72,32 +75,30 @@ def run_of(studio: Studio, job: Job) -> Path | None:
 # Stop and resume.
 
 
-def stop_run(studio: Studio, path: Path, job: Job | None) -> None:
-    """Ask the trainer to save a checkpoint and to end; nobody is asked twice, since a second signal ends at once."""
-    pid = trainer_pid(path, job)
-    if pid is None:
+def stop_run(path: Path, job: Job | None) -> None:
+    """Ask whoever trains a run, or prepares to, to save a checkpoint and to end; nobody is asked twice.
+
+    Raises:
+        Refusal: nobody does, or they may not be asked.
+    """
+    run = RunDirectory(path)
+    pid = job.pid() if job is not None else None
+    try:
+        process = trainer(run) or (psutil.Process(pid) if pid is not None else None)
+    except psutil.Error:
+        process = None
+    if process is None:
         raise Refusal("run.not_live")
-    if is_stopping(studio, path, pid):
-        return
-    note = _stop_note(studio, path)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, json.dumps({"pid": pid}) + "\n")
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+    try:
+        ask(run, process)
+    except UserError as error:
+        raise Refusal("run.not_stopped", reason=error.got) from error
 
 
 def trainer_pid(path: Path, job: Job | None) -> int | None:
-    """Return the process that trains a run, or prepares to."""
+    """Return the process that trains a run, or prepares to, as state.json and the job tell."""
     pid = RunDirectory(path).live_pid()
     return pid if pid is not None or job is None else job.pid()
-
-
-def is_stopping(studio: Studio, path: Path, pid: int | None) -> bool:
-    """Whether that process was asked to end."""
-    try:
-        return pid is not None and json.loads(_stop_note(studio, path).read_text(encoding="utf-8")).get("pid") == pid
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def resume_run(studio: Studio, path: Path) -> Job:
@@ -111,7 +112,6 @@ def resume_run(studio: Studio, path: Path) -> Job:
         return job
     if (reason := why_not_resume(path, job)) is not None:
         raise reason
-    _stop_note(studio, path).unlink(missing_ok=True)
     earlier = sum(other.about.get("run") == path.name for other in studio.jobs.all("finetune"))
     key = f"resume-{id_of(path)}-{earlier}"
     about = {"run": path.name, "resume": True}
@@ -123,14 +123,14 @@ def why_not_resume(path: Path, job: Job | None) -> Refusal | None:
     run = RunDirectory(path)
     if (run.read_json(STATE) or {}).get("phase") == "done":
         return Refusal("run.resume_done")
-    if trainer_pid(path, job) is not None:
+    if trainer_pid(path, job) is not None or trainer(run) is not None:
         return Refusal("run.resume_live")
-    fault = changed_settings(run)[1]
-    return Refusal("run.resume_config", fault=fault) if fault else None
-
-
-def _stop_note(studio: Studio, path: Path) -> Path:
-    return studio.runs / ".studio" / "stops" / f"{id_of(path)}.json"
+    try:
+        config = load_config(run.config)
+    except UserError as error:
+        return Refusal("run.resume_config", fault=f"{error.what} ({error.where})")
+    fault = missing_input(run, config)
+    return Refusal(fault[0], **fault[1]) if fault else None
 
 
 # Rename and delete.

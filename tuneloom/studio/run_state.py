@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneloom.rundir import STATE, RunDirectory
+from tuneloom.rundir import CONFIG, STATE, RunDirectory
 from tuneloom.runs import DEAD, UNKNOWN, RunSummary
+from tuneloom.stopping import is_asked
 from tuneloom.studio.frame import Studio
 from tuneloom.studio.jobs import Job
-from tuneloom.studio.run_actions import Refusal, is_stopping, job_of, job_pid, trainer_pid, why_not_resume
+from tuneloom.studio.resumption import newest_checkpoint
+from tuneloom.studio.run_actions import Refusal, job_of, job_pid, trainer_pid, why_not_resume
 from tuneloom.studio.tail import RunTail
 
 ANSWER_ROWS = 8
+_LOOK_SECONDS = 5.0
 _RESUMABLE = ("failed", "interrupted", DEAD, UNKNOWN)
 
 
@@ -68,6 +72,7 @@ class RunLook:
         self.tail: RunTail = studio.listing.tail(path)
         self.job: Job | None = None
         self._jobs_seen: tuple[int, int] | None = None
+        self._refusal: tuple[object, Refusal | None] | None = None
 
     def read(self) -> None:
         """Read what is new of the run's numbers."""
@@ -106,7 +111,7 @@ class RunLook:
         return Standing(
             phase="preparing" if again else summary.phase,
             live=live,
-            stopping=is_stopping(self.studio, self.path, pid),
+            stopping=pid is not None and is_asked(RunDirectory(self.path), pid),
             resumable=not live and summary.phase in _RESUMABLE,
             step=summary.step,
             total_steps=summary.total_steps,
@@ -124,8 +129,18 @@ class RunLook:
         )
 
     def refusal(self) -> Refusal | None:
-        """Return why the run cannot be resumed, None where it can be tried."""
-        return why_not_resume(self.path, self.find_job())
+        """Return why the run cannot be resumed, None where it can be tried; looked at again every few seconds."""
+        key = tuple(_written(self.path / name) for name in (STATE, CONFIG)), int(time.monotonic() / _LOOK_SECONDS)
+        if self._refusal is None or self._refusal[0] != key:
+            self._refusal = key, why_not_resume(self.path, self.find_job())
+        return self._refusal[1]
+
+    def goes_on_from(self) -> tuple[Path | None, tuple[str, ...]]:
+        """Return the checkpoint that a resume takes, None for the first step, and why newer ones are passed over."""
+        try:
+            return newest_checkpoint(RunDirectory(self.path))
+        except OSError:
+            return None, ()
 
     def answers(self) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, ...]]]]:
         """Return the prompts, and the answers by step: the first, the last, and some between."""
@@ -133,6 +148,14 @@ class RunLook:
         prompts = tuple(dict.fromkeys(prompt for answers in samples.values() for prompt in answers))
         steps = chosen(sorted(samples), ANSWER_ROWS)
         return prompts, [(step, tuple(samples[step].get(prompt, "") for prompt in prompts)) for step in steps]
+
+
+def _written(file: Path) -> int:
+    """Return when a file was written last, 0 where it is gone."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def chosen(steps: list[int], most: int) -> list[int]:

@@ -13,7 +13,6 @@ safetensors only; no pickle is read or written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +25,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tuneloom.adapters.store import CONFIG_FILE, WEIGHTS_FILE, save_adapter
+from tuneloom.adapters.store import save_adapter
+from tuneloom.checkpoints import MANIFEST, OPTIMIZER, RNG, TRAINING_STATE, sha256_of, verify_checkpoint
 from tuneloom.errors import UserError
 from tuneloom.models.source import ModelSource
 from tuneloom.rundir import PLAN, RunDirectory
@@ -35,11 +35,6 @@ from tuneloom.train.optim import optimizer_tensors, restore_optimizer, restore_s
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch.optim.lr_scheduler import LRScheduler
-
-MANIFEST = "manifest.json"
-OPTIMIZER = "optimizer.safetensors"
-RNG = "rng.safetensors"
-TRAINING_STATE = "training_state.json"
 
 
 @dataclass
@@ -123,39 +118,10 @@ def _write(
     save_file(rng_tensors(), folder / RNG)
     (folder / TRAINING_STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(run.path / PLAN, folder / PLAN)
-    digests = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    digests = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
         _sync(path)
-
-
-def verify_checkpoint(folder: Path) -> str | None:
-    """Return None for a whole checkpoint, else what is wrong with it."""
-    try:
-        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        expected = {CONFIG_FILE, WEIGHTS_FILE, TRAINING_STATE, OPTIMIZER, RNG}
-        if not isinstance(digests, dict) or not expected <= digests.keys():
-            return f"{MANIFEST} is incomplete"
-    except (OSError, ValueError):
-        return f"{MANIFEST} is missing or torn"
-    for name, digest in digests.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if _sha256(path) != digest:
-            return f"{name} does not match its sha256"
-    return None
-
-
-def newest_whole(run: RunDirectory) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint that verifies, and why newer ones were skipped."""
-    skipped: list[str] = []
-    for _, path in reversed(run.checkpoints().items()):
-        fault = verify_checkpoint(path)
-        if fault is None:
-            return path, skipped
-        skipped.append(f"{path.name}: {fault}")
-    return None, skipped
 
 
 def read_training_state(folder: Path) -> TrainingState:
@@ -221,11 +187,6 @@ def restore_rng(tensors: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

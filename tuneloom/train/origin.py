@@ -25,11 +25,11 @@ from tuneloom.adapters.store import (
     tensor_shapes,
 )
 from tuneloom.adapters.target import find_adapter
+from tuneloom.checkpoints import MANIFEST, verify_checkpoint
 from tuneloom.config import AdapterConfig, Config
 from tuneloom.errors import UserError, excerpt
 from tuneloom.models.source import ModelSource, Say
 from tuneloom.rundir import ENVIRONMENT, RunDirectory
-from tuneloom.train.checkpoint import MANIFEST, verify_checkpoint
 
 if TYPE_CHECKING:
     from peft import PeftModel

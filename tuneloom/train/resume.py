@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloom.checkpoints import newest_whole, verify_checkpoint
 from tuneloom.config import Config, load_config
 from tuneloom.errors import UserError, excerpt, user_path
 from tuneloom.rundir import CONFIG, ENVIRONMENT, PLAN, STATE, RunDirectory
-from tuneloom.train.checkpoint import newest_whole, verify_checkpoint
 
 WITHOUT_EFFECT = frozenset(
     {

@@ -1,4 +1,4 @@
-"""A run: where it stands, its curves, answers, data, settings, log; stop and resume."""
+"""A run: where it stands, its curves, answers, data, settings, log; pause and resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tuneloom.studio.figures import NOTHING, figure, loss, moment, size, span, s
 from tuneloom.studio.frame import ENDED, Studio, frame, id_of, phase_dot
 from tuneloom.studio.run_actions import Refusal, metric_rows, resume_run, run_of, stop_run
 from tuneloom.studio.run_state import RunLook, Standing
-from tuneloom.studio.said import heard_log
+from tuneloom.studio.said import heard, heard_log
 from tuneloom.studio.texts import Texts
 from tuneloom.studio.views.run_charts import SMOOTH_COOKIE, RunCharts
 
@@ -131,8 +131,10 @@ class RunPage:
         if standing is None:
             self._gone()
             return
-        self.head.show((standing.phase, standing.live, standing.stopping, standing.resumable, self._reachable(standing)))
-        self.notes.show(self._told(standing))
+        refusal = self.look.refusal() if standing.resumable else None
+        goes_on = standing.resumable and refusal is None
+        self.head.show((standing.phase, standing.live, standing.stopping, goes_on, self._reachable(standing)))
+        self.notes.show(self._told(standing, refusal))
         self._show_figures(standing)
         self.charts.show()
         answers = self.look.answers()
@@ -149,17 +151,17 @@ class RunPage:
     # The head: what it is called, how it stands, what can be done.
 
     def _head(self, content: tuple[str, bool, bool, bool, tuple[bool, bool]]) -> None:
-        phase, live, stopping, resumable, (talks, exports) = content
+        phase, live, stopping, goes_on, (talks, exports) = content
         texts = self.texts
         with ui.element("div").classes("line run-phase").props('role="status"'):
             phase_dot(phase)
-            ui.label(texts("run.stopping") if stopping else texts(f"phase.{phase}"))
+            ui.label(texts("run.pausing") if stopping else texts(f"phase.{phase}"))
         with ui.element("div").classes("line push"):
             if live:
-                stop = ui.button(texts("run.stop"), icon="stop", on_click=self._stop).props("outline no-caps")
-                stop.set_enabled(not stopping)
-                stop.props(f'title="{texts("run.stop_help")}"')
-            if resumable:
+                pause = ui.button(texts("run.pause"), icon="pause", on_click=self._pause).props("outline no-caps")
+                pause.set_enabled(not stopping)
+                pause.props(f'title="{texts("run.pause_help")}"')
+            if goes_on:
                 self._resume_button()
             if talks:
                 _link(texts("frame.chat"), f"/chat?target={self.run_id}", strong=phase == "done")
@@ -168,16 +170,14 @@ class RunPage:
                 _link(texts("frame.export"), f"/export?target={self.run_id}")
 
     def _resume_button(self) -> None:
-        refusal = self.look.refusal()
-        anew = not RunDirectory(self.look.path).checkpoints()
+        anew = self.look.goes_on_from()[0] is None
         label, help_ = ("run.begin_again", "run.begin_again_help") if anew else ("run.resume", "run.resume_help")
         button = ui.button(self.texts(label), icon="play_arrow", on_click=self._resume).props("unelevated no-caps")
-        button.set_enabled(refusal is None)
-        button.tooltip(self.texts(refusal.key, **refusal.values) if refusal else self.texts(help_))
+        button.tooltip(self.texts(help_))
 
-    def _stop(self) -> None:
+    def _pause(self) -> None:
         try:
-            stop_run(self.look.studio, self.look.path, self.look.find_job())
+            stop_run(self.look.path, self.look.find_job())
         except Refusal as refusal:
             ui.notify(self.texts(refusal.key, **refusal.values))
         self.tick()
@@ -201,24 +201,35 @@ class RunPage:
 
     # Notes: why it is not going on.
 
-    def _told(self, standing: Standing) -> tuple[tuple[str, str, str], ...] | None:
+    def _told(self, standing: Standing, refusal: Refusal | None) -> tuple[tuple[str, str, str], ...] | None:
         """Return (kind, text, words of the trainer) for what must be said."""
         told = []
         if standing.stopping:
-            told.append(("", self.texts("run.stopping_note"), ""))
+            told.append(("", self.texts("run.pausing_note"), ""))
         elif standing.phase == "preparing" and standing.live:
             told.append(("", self.texts("run.resuming_note"), ""))
         elif standing.phase in ("dead", "failed", "unknown"):
             told.append(("bad", self.texts(f"run.{standing.phase}_note"), self._heard(standing.reason or standing.last_words)))
         elif standing.phase == "interrupted":
-            told.append(("", self.texts("run.interrupted_note"), self._heard(standing.reason or "")))
+            told.append(("", self.texts("run.paused_note", step=standing.step or 0), self._heard(standing.reason or "")))
         if standing.attempt:
             told.append(("bad", self.texts("run.job_failed"), self._heard(standing.attempt)))
-        refusal = self.look.refusal() if standing.resumable else None
         if refusal is not None:
-            told.append(("", self.texts("run.no_resume"), self.texts(refusal.key, **refusal.values)))
+            told.append(("bad", self.texts("run.no_resume"), self.texts(refusal.key, **refusal.values)))
+        elif standing.resumable:
+            told += self._way_on()
         told += [("bad", self.texts("run.warning"), self._heard(text)) for text in self.look.tail.warnings()[-3:]]
         return tuple(told) or None
+
+    def _way_on(self) -> list[tuple[str, str, str]]:
+        """Return a note on where a resume begins, where that is not where the run ended."""
+        checkpoint, broken = self.look.goes_on_from()
+        if not broken:
+            return []
+        faults = "\n".join(heard(self.texts, fault, "wrong") for fault in broken)
+        if checkpoint is None:
+            return [("bad", self.texts("run.all_broken_note"), faults)]
+        return [("bad", self.texts("run.broken_note", checkpoint=checkpoint.name), faults)]
 
     def _heard(self, text: str) -> str:
         return heard_log(self.texts, text)
