@@ -123,6 +123,7 @@ def find_runs(names: Sequence[str], folder: str | Path = "runs") -> list[RunDire
     if len(found) < 2:
         raise UserError(
             "one run has nothing to be compared with",
+            where="runs compare",
             got=", ".join(names) or "no run",
             mend="name two runs or more; `tuneloom runs` lists them",
         )
@@ -130,7 +131,9 @@ def find_runs(names: Sequence[str], folder: str | Path = "runs") -> list[RunDire
     for name, run in zip(names, found, strict=True):
         place = run.path.resolve()
         if place in seen:
-            raise UserError("the same run twice", got=f"{seen[place]} and {name}", mend="name each run once")
+            raise UserError(
+                "the same run twice", where="runs compare", got=f"{seen[place]} and {name}", mend="name each run once"
+            )
         seen[place] = name
     return found
 
