@@ -25,7 +25,7 @@ EVALUATED = {
 
 def made(parent: Path, name: str, config: dict[str, Any] | None = None, fingerprint: str = "a" * 64) -> RunDirectory:
     """A run after 4 steps of 2 s and 1 s, the last ones of which are logged as one."""
-    run = make_run(parent, name, state={"phase": "done"})
+    run = make_run(parent, name, state={"phase": "done", "step": 4, "total": 4})
     run.write_text(CONFIG, dump_config(parse_config({"base_model": "/models/small", **(config or {})})))
     environment = {"device": "CPU", "base_model": {"fingerprint": fingerprint}, "data_files": {"rows": "b" * 64}, "seed": 1}
     run.write_json(ENVIRONMENT, environment)
