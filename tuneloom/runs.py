@@ -251,7 +251,7 @@ class Clock:
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Count the next event."""
-        at = _number(event.get("time"))
+        at = number(event.get("time"))
         if at is None:
             return
         if self._last is not None and event["event"] != "resume":
@@ -282,7 +282,7 @@ def summary_of(run: RunDirectory, history: Sequence[Mapping[str, Any]], clock: C
     train, held = _points(history, "step", "loss"), _points(history, "eval", "eval_loss")
     pid = run.live_pid()
     phase = _phase(state, end, pid)
-    started = _number(start.get("time"))
+    started = number(start.get("time"))
     steps = [whole for event in history if (whole := _whole(event.get("step"))) is not None]
     return RunSummary(
         name=shown_name(run.path),
@@ -293,7 +293,7 @@ def summary_of(run: RunDirectory, history: Sequence[Mapping[str, Any]], clock: C
         total_steps=_whole(state.get("total")) or _whole(start.get("total_steps")),
         base_model=_text(start.get("base_model")),
         method=_text(start.get("method")),
-        train_loss=_number(end.get("loss")) if "loss" in end else (train[-1].value if train else None),
+        train_loss=number(end.get("loss")) if "loss" in end else (train[-1].value if train else None),
         eval_loss=held[-1].value if held else None,
         best_eval_loss=min((point.value for point in held), default=None),
         started=started if started is not None else run.config.stat().st_mtime,
@@ -320,7 +320,7 @@ def _points(history: Sequence[Mapping[str, Any]], kind: str, key: str) -> list[P
     """Return the finite values of a key over the events of a kind."""
     found = []
     for event in history:
-        step, value = _whole(event.get("step")), _number(event.get(key))
+        step, value = _whole(event.get("step")), number(event.get(key))
         if event["event"] == kind and step is not None and value is not None:
             found.append(Point(step, value))
     return found
@@ -394,7 +394,7 @@ def _next(summary: RunSummary, has_checkpoint: bool, has_adapter: bool) -> Itera
         yield f"tuneloom export {path} --out my-model", "one model folder, checked"
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
     """Return a finite number, None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

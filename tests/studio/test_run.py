@@ -259,3 +259,65 @@ def test_a_job_of_a_renamed_run_is_still_its_job(tmp_path: Path) -> None:
     assert found.id == job.id
     assert studio.run_path(id_of(run.path)) == target
     assert json.loads((job.folder / "job.json").read_text())["about"]["run"] == "new"
+
+
+def test_runs_are_sorted_selected_and_compared(
+    make_studio: Callable[..., RunningStudio], visit: Opened, tmp_path: Path
+) -> None:
+    odd = "<img src=x onerror=alert(1)>"
+    for i, name in enumerate(("a", "b", odd)):
+        make_run(tmp_path / "runs", name, started=1000.0 + i, state={"phase": "done"})
+    second = RunDirectory(tmp_path / "runs" / "b")
+    second.config.write_text(second.config.read_text().replace("r: 3", "r: 64"))
+    second.append_event("step", step=3, loss=1.25, learning_rate=0.001, step_seconds=2.0, tokens=90)
+    studio = make_studio(tmp_path / "runs")
+    visitor = visit(studio)
+    page = visitor.open("/runs")
+
+    def names() -> list[str | None]:
+        return [row.get_attribute("data-run") for row in page.locator("tr[data-run]").all()]
+
+    # Sorted by a column, by keyboard; selected, which sorting keeps.
+    assert names() == [odd, "b", "a"]
+    assert page.get_by_role("button", name="Compare (0)").is_disabled()
+    page.get_by_role("checkbox", name="Select for comparison: a").click()
+    page.get_by_role("button", name="Sort by: Loss").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('tr[data-run]').dataset.run === 'b'")
+    assert page.locator("th.runs-train_loss").get_attribute("aria-sort") == "ascending"
+    page.get_by_role("checkbox", name="Select for comparison: b").focus()
+    page.keyboard.press("Space")
+    page.get_by_role("checkbox", name=odd).click()
+    page.get_by_role("button", name="Compare (3)").click()
+
+    # Compared: curves over each other, what differs, how each went.
+    page.wait_for_url("**/compare?run=*&run=*&run=*")
+    visitor.connected()
+    assert page.url.split("?")[1] == "&".join(f"run={id_of(tmp_path / 'runs' / name)}" for name in ("b", odd, "a"))
+    page.get_by_text("adapter.r", exact=True).wait_for()
+    cells = page.locator("tr", has_text="adapter.r").locator("td").all_inner_texts()
+    assert cells == ["64", "3", "3"]
+    assert page.locator("tr", has_text="Training loss").locator("td").all_inner_texts() == ["1.2500", "2.5000", "2.5000"]
+    assert [points(page, series) for series in (0, 1, 2)] == [3, 3, 1]
+    assert points(page, 0, chart=1) == 1
+    box = page.locator(".run-chart").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.get_by_text(odd).last.wait_for()  # in the tooltip, as text
+
+    # A run that goes on: followed.
+    second.append_event("step", step=4, loss=0.75, learning_rate=0.001, step_seconds=2.0, tokens=120)
+    page.get_by_text("0.7500", exact=True).wait_for()
+    page.wait_for_function(
+        "() => getElement(document.querySelector('.run-chart').id.slice(1)).chart.getOption().series[0].data.length === 4"
+    )
+
+    # On a phone, in Chinese, without one that is gone.
+    page.set_viewport_size({"width": 360, "height": 800})
+    page.get_by_role("link", name="切换到中文").click()
+    page.get_by_text("不同的设置").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.goto(page.url + "&run=0123456789abcdef")
+    page.get_by_text("其中 1 个训练已不存在。").wait_for()
+    page.get_by_text("不同的设置").wait_for()
+    page.goto(f"{studio.base}/compare?run={id_of(second.path)}")
+    page.get_by_text("请在训练记录中选择").wait_for()

@@ -1,4 +1,4 @@
-"""`tuneloom runs`: the runs below a folder and how they went; `show`, one of them at length; `stop`, one that is trained."""
+"""`tuneloom runs`: the runs below a folder and how they went; `show`, one at length; `compare`, several; `stop`, one that is trained."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneloom.cli.runs_compare import compare
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from tuneloom.stopping import Stopped
 
 runs = typer.Typer(rich_markup_mode=None, add_completion=False)
+runs.command()(compare)
 
 _DIR = "runs"
 _STYLES = {"done": "green", "failed": "red", "dead": "red", "interrupted": "yellow", "unknown": "yellow"}
@@ -126,6 +129,8 @@ def _print_listing(listing: Listing) -> None:
         ]
         print_table(columns, rows, droppable=("size", "base model", "took", "method", "started"))
         typer.echo("\none at length:  tuneloom runs show NAME")
+        if len(listing.runs) > 1:
+            typer.echo("side by side:   tuneloom runs compare NAME NAME")
     else:
         typer.echo(f"there are no runs in {listing.folder}")
         typer.echo("make one with:  tuneloom finetune")

@@ -22,6 +22,8 @@ class Line:
         colour: a variable of the style sheet.
         faint: thin and pale, as raw values are behind their mean.
         marked: each point is marked, as of values that are far apart.
+        dotted: drawn as dots.
+        told: its values are shown where the pointer is.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Line:
     colour: str
     faint: bool = False
     marked: bool = False
+    dotted: bool = False
+    told: bool = True
 
 
 def css(variable: str, alpha: str = "") -> str:
@@ -68,7 +72,7 @@ def _title(text: str) -> Options:
 
 
 def _legend(lines: list[Line]) -> Options:
-    names = [line.name for line in lines if line.name and line.points]
+    names = list(dict.fromkeys(line.name for line in lines if line.name and line.points))
     style = {":color": css("--text"), "fontSize": 12}
     return {
         "show": True,
@@ -115,7 +119,13 @@ def _series(line: Line) -> Options:
         "symbolSize": 6 if line.marked or alone else 4,
         "silent": line.faint,
         "z": 2 if line.faint else 3,
-        "lineStyle": {"width": 1 if line.faint else 2, "opacity": 0.35 if line.faint else 1, ":color": css(line.colour)},
+        "tooltip": {"show": line.told},
+        "lineStyle": {
+            "width": 1 if line.faint else 2,
+            "type": "dotted" if line.dotted else "solid",
+            "opacity": 0.35 if line.faint else 1,
+            ":color": css(line.colour),
+        },
         "itemStyle": {":color": css(line.colour), "opacity": 0.35 if line.faint and not alone else 1},
         "emphasis": {"disabled": True},
     }

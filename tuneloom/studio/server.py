@@ -137,9 +137,9 @@ def build(studio: Studio) -> FastAPI:
 
 
 def _add_views(studio: Studio) -> None:
-    from tuneloom.studio.views import chat, export, new_run, predict, run, runs
+    from tuneloom.studio.views import chat, compare, export, new_run, predict, run, runs
 
-    for view in (new_run, run, runs, chat, predict, export):
+    for view in (new_run, run, runs, compare, chat, predict, export):
         view.add(studio)
 
 

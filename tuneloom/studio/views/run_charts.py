@@ -58,9 +58,9 @@ class RunCharts:
         if sign == self._seen:
             return
         self._seen = sign
-        _renew(self.loss, self._losses())
+        renew(self.loss, self._losses())
         for name, chart in self.small.items():
-            _renew(chart, self._small(name))
+            renew(chart, self._small(name))
 
     def _switch(self, smooth: bool) -> None:
         self.smooth = smooth
@@ -90,7 +90,8 @@ class RunCharts:
         return line_chart(lines, title=title, total_steps=self.look.tail.total_steps())
 
 
-def _renew(chart: ui.echart, options: Options) -> None:
+def renew(chart: ui.echart, options: Options) -> None:
+    """Replace what a chart shows."""
     chart.options.clear()
     chart.options.update(options)
     chart.update()

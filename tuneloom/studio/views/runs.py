@@ -1,9 +1,10 @@
-"""All runs: how each stands; filter, rename, delete."""
+"""All runs: how each stands; sort, filter, select to compare, rename, delete."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nicegui import run as worker
 from nicegui import ui
@@ -17,9 +18,19 @@ from tuneloom.studio.listing import Broken
 from tuneloom.studio.run_actions import Refusal, continuing, delete_run, rename_run
 from tuneloom.studio.said import heard_log
 from tuneloom.studio.texts import Texts
+from tuneloom.studio.views.compare import LEAST_RUNS, MOST_RUNS, compare_place
 
 _POLL_SECONDS = 2.0
-_COLUMNS = ("name", "state", "train_loss", "eval_loss", "started", "size", "actions")
+_COLUMNS = ("pick", "name", "state", "train_loss", "eval_loss", "started", "size", "actions")
+_SORTS: dict[str, Callable[[RunSummary], Any]] = {
+    "name": lambda run: run.name.lower(),
+    "state": lambda run: run.phase,
+    "train_loss": lambda run: run.train_loss,
+    "eval_loss": lambda run: run.eval_loss,
+    "started": lambda run: run.started,
+    "size": lambda run: run.num_bytes,
+}
+_LARGEST_FIRST = ("started", "size")
 
 
 def add(studio: Studio) -> None:
@@ -41,6 +52,8 @@ class RunsPage:
         self.texts = texts
         self.wanted = ""
         self.rows: list[Row] = []
+        self.picked: set[Path] = set()
+        self.sort, self.falling = "started", True
         self._names: object = None
 
     def draw(self) -> None:
@@ -50,37 +63,81 @@ class RunsPage:
             label = self.texts("runs.filter")
             search = ui.input(placeholder=label, on_change=lambda event: self._filter(event.value or ""))
             search.props(f'dense outlined clearable aria-label="{label}"').classes("push runs-filter")
-        self.table = ui.element("div").classes("panel runs-table")
+            self.compare = ui.button("", icon="stacked_line_chart", on_click=self._compare).props("outline no-caps")
+        self._draw_table()
         self.none = ui.label(self.texts("runs.no_match")).classes("muted")
         self.look()
         ui.timer(_POLL_SECONDS, self.look)
 
     def look(self) -> None:
         """Look at the runs; the table is drawn anew when runs have come, gone or changed their names."""
-        runs, broken = self.studio.summaries(), self.studio.listing.broken()
+        runs, broken = sorted_runs(self.studio.summaries(), self.sort, self.falling), self.studio.listing.broken()
         names = [run.path for run in runs], broken
         if names != self._names:
             self._names = names
-            self._draw_table(runs, broken)
+            self._draw_rows(runs, broken)
         for row, run in zip(self.rows, runs, strict=False):
             row.show(run)
         self._apply_filter()
+        self.show_picked()
 
-    def _draw_table(self, runs: list[RunSummary], broken: list[Broken]) -> None:
-        self.table.clear()
-        with self.table:
-            if not runs and not broken:
-                ui.label(self.texts("runs.none")).classes("muted")
-                self.rows = []
-                return
-            with ui.element("table").classes("plain"):
+    def show_picked(self) -> None:
+        """Say how many runs are selected, and whether they can be compared."""
+        count = len(self.picked)
+        self.compare.set_text(self.texts("runs.compare", count=count))
+        right = LEAST_RUNS <= count <= MOST_RUNS
+        self.compare.set_enabled(right)
+        help_ = self.texts("runs.compare_help", least=LEAST_RUNS, most=MOST_RUNS)
+        self.compare.props("remove=title" if right else f'title="{help_}"')
+
+    def _compare(self) -> None:
+        """Go to the comparison of the selected runs, in the order of the table."""
+        ui.navigate.to(compare_place([row.path for row in self.rows if row.path in self.picked]))
+
+    def _draw_table(self) -> None:
+        """Draw the table without its rows."""
+        with ui.element("div").classes("panel runs-table"):
+            self.empty = ui.label(self.texts("runs.none")).classes("muted")
+            with ui.element("table").classes("plain") as self.table:
                 with ui.element("thead"), ui.element("tr"):
-                    for name in _COLUMNS:
-                        with ui.element("th").classes(f"runs-{name}"):
-                            ui.label(self.texts(f"runs.{name}") if name != "actions" else "")
-                with ui.element("tbody"):
-                    self.rows = [Row(self, run) for run in runs]
-                    self.rows += [Row(self, None, folder) for folder in broken]
+                    self.heads = {name: ui.element("th").classes(f"runs-{name}") for name in _COLUMNS}
+                self.body = ui.element("tbody")
+        self.arrows = {name: self._draw_head(name) for name in _SORTS}
+        self._show_sort()
+
+    def _draw_head(self, name: str) -> ui.label:
+        shown = self.texts(f"runs.{name}")
+        with (
+            self.heads[name],
+            ui.element("button")
+            .classes("runs-sort")
+            .props(f'type="button" aria-label="{self.texts("runs.sort", name=shown)}"')
+            .on("click", lambda: self._sort_by(name)),
+        ):
+            ui.label(shown)
+            return ui.label("").props('aria-hidden="true"')
+
+    def _sort_by(self, name: str) -> None:
+        self.falling = not self.falling if name == self.sort else name in _LARGEST_FIRST
+        self.sort = name
+        self._show_sort()
+        self.look()
+
+    def _show_sort(self) -> None:
+        for name, arrow in self.arrows.items():
+            chosen = name == self.sort
+            arrow.set_text(("↓" if self.falling else "↑") if chosen else "")
+            order = "descending" if self.falling else "ascending"
+            self.heads[name].props(f"aria-sort={order}" if chosen else "remove=aria-sort")
+
+    def _draw_rows(self, runs: list[RunSummary], broken: list[Broken]) -> None:
+        self.body.clear()
+        with self.body:
+            self.rows = [Row(self, run) for run in runs]
+            self.rows += [Row(self, None, folder) for folder in broken]
+        self.picked &= {Path(run.path) for run in runs}
+        self.table.set_visibility(bool(self.rows))
+        self.empty.set_visibility(not self.rows)
 
     def _filter(self, wanted: str) -> None:
         self.wanted = wanted.strip().lower()
@@ -89,6 +146,13 @@ class RunsPage:
     def _apply_filter(self) -> None:
         shown = [row.filter(self.wanted) for row in self.rows]
         self.none.set_visibility(bool(shown) and not any(shown))
+
+
+def sorted_runs(runs: list[RunSummary], by: str, falling: bool) -> list[RunSummary]:
+    """Return the runs by a column of the table; those that have nothing there come last, whichever way."""
+    tell = _SORTS[by]
+    told = [run for run in runs if tell(run) is not None]
+    return sorted(told, key=tell, reverse=falling) + [run for run in runs if tell(run) is None]
 
 
 class Row:
@@ -109,6 +173,10 @@ class Row:
         self.asking.set_visibility(False)
         with self.cells["name"]:
             self._draw_name(run)
+        if run is not None:
+            with self.cells["pick"]:
+                pick = ui.checkbox(value=self.path in page.picked, on_change=lambda event: self._pick(event.value))
+                pick.props("dense size=sm").props["aria-label"] = f"{self.texts('runs.pick')}: {self.name}"
         if broken is not None:
             self._draw_broken(broken)
         with self.cells["actions"], ui.element("div").classes("line runs-buttons"):
@@ -184,6 +252,10 @@ class Row:
         button = ui.button(icon=icon, on_click=act).props("flat dense round size=sm color=grey")
         button.props["aria-label"] = f"{self.texts(key)}: {self.name}"  # not parsed: a folder may have any name
         return button
+
+    def _pick(self, picked: bool) -> None:
+        (self.page.picked.add if picked else self.page.picked.discard)(self.path)
+        self.page.show_picked()
 
     # Asking, and doing.
 
