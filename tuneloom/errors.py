@@ -17,9 +17,15 @@ from pathlib import Path
 
 
 class TuneloomError(Exception):
-    """Root of the tree; `exit_code` is what the command line ends with."""
+    """Root of the tree.
+
+    Attributes:
+        exit_code: what the command line ends with.
+        told_elsewhere: whether another process of the same training tells it.
+    """
 
     exit_code = 1
+    told_elsewhere = False
 
 
 class UserError(TuneloomError):

@@ -64,7 +64,8 @@ def run(command: object) -> None:
     try:
         command()  # type: ignore[operator]
     except TuneloomError as error:
-        print(f"tuneloom: {error}", file=sys.stderr)  # noqa: T201 the one place that ends with a message
+        if not error.told_elsewhere:
+            print(f"tuneloom: {error}", file=sys.stderr)  # noqa: T201 the one place that ends with a message
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("tuneloom: interrupted", file=sys.stderr)  # noqa: T201

@@ -215,7 +215,7 @@ class TrainingConfig(Section):
     )
     num_train_epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="Passes over the data.")
     max_steps: int = Field(-1, ge=-1, description="Optimizer steps; -1: as the epochs say.")
-    per_device_train_batch_size: PositiveInt = Field(2, description="Samples per device and accumulation step.")
+    per_device_train_batch_size: PositiveInt = Field(2, description="Samples per process and accumulation step.")
     per_device_eval_batch_size: PositiveInt = Field(8, description="Prompts answered at a time when answers are written.")
     gradient_accumulation_steps: PositiveInt = Field(
         8, description="Times the batch size: samples an optimizer step. The engine packs them as it sees fit."
@@ -248,6 +248,11 @@ class TrainingConfig(Section):
         False,
         description="Recompute the activations of all layers: less memory, about half as much time again. "
         "Without it as few layers are as memory asks for.",
+    )
+    fsdp: Literal["auto", "none", "full_shard"] = Field(
+        "auto",
+        description="With several processes: `full_shard` shares the base's weights out among them, `none` keeps them whole on "
+        "each. auto: shared out where they would leave a device too little memory.",
     )
     report_to: Tracker = Field(
         "none", description="Experiment tracker that also gets the figures; its package must be installed."

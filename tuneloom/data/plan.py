@@ -41,9 +41,10 @@ class StepSchedule:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     @classmethod
-    def of(cls, training: TrainingConfig, num_samples: int) -> StepSchedule:
-        """Return the schedule that a training section says."""
-        return cls(num_samples, training.num_samples_per_step, training.seed, training.num_train_epochs, training.max_steps)
+    def of(cls, training: TrainingConfig, num_samples: int, num_processes: int = 1) -> StepSchedule:
+        """Return the schedule that a training section says, of so many processes together."""
+        per_step = training.num_samples_per_step * num_processes
+        return cls(num_samples, per_step, training.seed, training.num_train_epochs, training.max_steps)
 
     def indices(self, step: int) -> list[int]:
         """Return the sample indices of a step, counted from 0."""
@@ -104,7 +105,7 @@ def plan_step(samples: Sequence[Sample], max_tokens: int, layout: Layout = Layou
         order = sorted(samples, key=lambda sample: sample.num_tokens)
         groups = _cut_packed(order, [0] * len(order), max_tokens)
         return StepPlan(tuple(pack(group) for group in groups), len(samples))
-    order = sorted(samples, key=_order_of_prefixes)
+    order = sorted(samples, key=order_of_prefixes)
     groups = _cut_packed(order, _shared_with_previous(order), max_tokens)
     return StepPlan(tuple(pack(group, share=True) for group in groups), len(samples))
 
@@ -168,7 +169,7 @@ def _labels(sample: Sample) -> NDArray[np.int64]:
     return np.where(sample.mask_T[1:], sample.ids_T[1:], IGNORE_INDEX).astype(np.int64)
 
 
-def _order_of_prefixes(sample: Sample) -> bytes:
+def order_of_prefixes(sample: Sample) -> bytes:
     """Return a key by which samples that begin alike are neighbours."""
     return sample.ids_T.astype(">i4").tobytes()
 

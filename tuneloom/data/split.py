@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from tuneloom.data.plan import plan_step
+from tuneloom.data.plan import order_of_prefixes, plan_step
 from tuneloom.types import Layout, MicroBatch, Sample, StepPlan
 
 
@@ -54,7 +54,7 @@ def _dealt(samples: Sequence[Sample], num_ranks: int) -> list[list[Sample]]:
 
 def _neighbours(samples: Sequence[Sample], num_ranks: int) -> list[list[Sample]]:
     """Cut the samples, those that begin alike beside each other, into runs of about as many tokens."""
-    order = sorted(samples, key=lambda sample: sample.ids_T.astype(">i4").tobytes())
+    order = sorted(samples, key=order_of_prefixes)
     inputs = [sample.num_tokens - 1 for sample in order]
     parts: list[list[Sample]] = [[] for _ in range(num_ranks)]
     before = 0

@@ -11,7 +11,7 @@ import torch
 
 from tuneloom.data.plan import plan_step
 from tuneloom.models.forward import layout_of, supervised_loss_sum
-from tuneloom.types import Sample
+from tuneloom.types import MicroBatch, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,15 +44,23 @@ def heldout_loss(
         on_progress: called with (micro-batches done, all); may raise to stop.
     """
     plan = plan_step(samples, max_tokens, layout_of(model, training=False))
+    total = math.fsum(losses_of(model, plan.micro_batches, on_progress))
+    return HeldOutLoss(total / plan.num_supervised_tokens, plan.num_supervised_tokens)
+
+
+def losses_of(
+    model: PreTrainedModel, micro_batches: Sequence[MicroBatch], on_progress: Callable[[int, int], None] | None = None
+) -> list[float]:
+    """Return the summed cross-entropy (nats) of each micro-batch, dropout off; see `heldout_loss`."""
     training = model.training
     model.eval()
-    total = 0.0
+    losses = []
     try:
         with torch.inference_mode():
-            for done, batch in enumerate(plan.micro_batches, 1):
-                total += float(supervised_loss_sum(model, batch))
+            for done, batch in enumerate(micro_batches, 1):
+                losses.append(float(supervised_loss_sum(model, batch)))
                 if on_progress:
-                    on_progress(done, len(plan.micro_batches))
+                    on_progress(done, len(micro_batches))
     finally:
         model.train(training)
-    return HeldOutLoss(total / plan.num_supervised_tokens, plan.num_supervised_tokens)
+    return losses

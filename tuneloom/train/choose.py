@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tuneloom.errors import UserError
@@ -11,6 +11,7 @@ from tuneloom.models.forward import COMPILED, PACKED, layout_of, use_attention
 from tuneloom.train.measure import Trial, trial_micro_batch
 from tuneloom.train.memory import Fit, recompute
 from tuneloom.train.proof import takes_packed
+from tuneloom.train.team import Team
 from tuneloom.types import Layout, MicroBatch
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Choice:
     trial: Trial
 
 
-def choose(model: PeftModel, wanted: str, fitted: Callable[[Layout], tuple[Fit, MicroBatch]]) -> Choice:
+def choose(model: PeftModel, wanted: str, fitted: Callable[[Layout], tuple[Fit, MicroBatch]], team: Team) -> Choice:
     """Put the model on the attention path `wanted`; with `auto`, on the fastest for the heaviest micro-batch.
 
     Where one takes long, those after it are not tried; one that does not fit into memory, or fails in a compiler, is left
@@ -42,6 +43,7 @@ def choose(model: PeftModel, wanted: str, fitted: Callable[[Layout], tuple[Fit, 
         model: with its adapter.
         wanted: a path, or `auto`.
         fitted: returns how the micro-batches of a layout fit into memory, and the heaviest of them.
+        team: whose ranks all choose what the first one measures.
 
     Raises:
         UserError: a packed path was asked for, and the model or the device does not take it; memory does not suffice.
@@ -57,7 +59,9 @@ def choose(model: PeftModel, wanted: str, fitted: Callable[[Layout], tuple[Fit, 
             if found and name == "eager" and _longest(batch) > EAGER_MAX_TOKENS:
                 break
             recompute(model, fit.recomputed_layers)
-            found.append(Choice(name, fit, trial_micro_batch(model, batch)))
+            trial = trial_micro_batch(model, batch)
+            seconds = team.agreed(lambda trial=trial: trial.seconds)
+            found.append(Choice(name, fit, replace(trial, seconds=seconds)))
         except (UserError, RuntimeError) as error:
             model.zero_grad(set_to_none=True)
             may_fail = isinstance(error, UserError) or base.device.type == "cuda"

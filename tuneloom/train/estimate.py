@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from tuneloom.config import Config
 from tuneloom.data.plan import StepSchedule
@@ -115,7 +116,9 @@ class Estimate:
         }
 
 
-def measured(model: PeftModel, trial: Trial, answering: Watched | None, num_steps: int, num_tokens: int) -> Estimate:
+def measured(
+    model: PeftModel, trial: Trial, answering: Watched | None, num_steps: int, num_tokens: int, num_processes: int = 1
+) -> Estimate:
     """Return what a training takes, from the trial of its heaviest micro-batch.
 
     The trial has weights, adapter and activations. While a step's other micro-batches run its gradients are there too, and
@@ -126,9 +129,10 @@ def measured(model: PeftModel, trial: Trial, answering: Watched | None, num_step
         trial: of the heaviest micro-batch.
         answering: what was held while the model began to answer, after the trial; None where it never does.
         num_steps, num_tokens: of the training.
+        num_processes: that share its tokens; memory is one's.
     """
     trained = sum(parameter.nbytes for parameter in trainable_parameters(model).values()) / GIB
-    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) / GIB - trained
+    weights = sum(_local(tensor).nbytes for tensor in (*model.parameters(), *model.buffers())) / GIB - trained
     memory = Memory(
         process=max(0.0, trial.held_gib - weights - trained),
         weights=weights,
@@ -139,7 +143,12 @@ def measured(model: PeftModel, trial: Trial, answering: Watched | None, num_step
         answers=_added(trial, answering, model.device) if answering else 0.0,
         loading=peak_memory_gib(model.device),
     )
-    return Estimate(memory, num_steps, num_tokens, trial.tokens_per_second)
+    return Estimate(memory, num_steps, num_tokens, num_processes * trial.tokens_per_second)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what of a tensor lies on this rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _added(trial: Trial, answering: Watched, device: torch.device) -> float:
@@ -193,6 +202,7 @@ def look_ahead(
     budgets: Sequence[int],
     *,
     free_bytes: float | None = None,
+    weight_share: float = 1.0,
 ) -> Outlook:
     """Return what a training takes by its base's config.json, its settings and its samples.
 
@@ -201,6 +211,7 @@ def look_ahead(
         dtype, device: of the weights.
         budgets: token budgets to choose from, falling.
         free_bytes: memory that there is; what the device has, unless given.
+        weight_share: of the weights, which lies on this device.
 
     Raises:
         UserError: a config.json that no model can be built from, or a target that matches nothing.
@@ -212,20 +223,21 @@ def look_ahead(
     bound = reckoned.kept if wanted == PACKED else replace(reckoned.kept, of_pair=0.0)  # a model may not take packed samples
     least = bound.num_layers if config.training.gradient_checkpointing else 0
     free = free_memory(device) if free_bytes is None else free_bytes
+    weights = weight_share * reckoned.weight_bytes
     fit, batch, needed = fit_kept(
         bound,
         layout,
         budgets,
         lambda tokens, weight: heaviest_micro_batch(train, schedule, tokens, layout, weight),
         UPDATE_BYTES * reckoned.num_trained,
-        free - reckoned.weight_bytes - reckoned.adapter_bytes,
+        free - weights - reckoned.adapter_bytes,
         least_layers=least,
     )
     layers = fit.recomputed_layers if fit else bound.num_layers
     adapter = reckoned.adapter_bytes / GIB
     memory = Memory(
         process=held_memory_gib(device),
-        weights=reckoned.weight_bytes / GIB,
+        weights=weights / GIB,
         adapter=adapter,
         gradients=adapter,
         optimizer=2 * adapter,
@@ -235,9 +247,9 @@ def look_ahead(
         Estimate(memory, schedule.num_steps, schedule.num_tokens(train.column("tokens")), None),
         fit,
         rows_of_pass(batch, layout),
-        needed + reckoned.weight_bytes + reckoned.adapter_bytes,
+        needed + weights + reckoned.adapter_bytes,
         free,
-        reckoned.weight_bytes,
+        weights,
         reckoned.num_trained,
     )
 

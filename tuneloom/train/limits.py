@@ -26,19 +26,28 @@ _STATE_BYTES = 12
 """Of a trained parameter in a checkpoint: itself and AdamW's two moments, fp32."""
 
 
-def require_memory(base: ModelSource, dtype: torch.dtype, device: torch.device, quantization: str) -> None:
+def weight_bytes(base: ModelSource, dtype: torch.dtype, quantization: str) -> float:
+    """Return the bytes that a base's weights take in memory, by the size of its files."""
+    config = base.config()
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    files = list(base.folder.glob("*.safetensors")) or list(base.folder.glob("*.bin"))
+    parameters = sum(file.stat().st_size for file in files) / _STORED_BYTES.get(stored, 4)
+    return parameters * _QUANTISED_BYTES.get(quantization, dtype.itemsize)
+
+
+def require_memory(base: ModelSource, needed: float, device: torch.device) -> None:
     """Refuse a base whose weights alone are more than the memory that is free: a CPU process would be killed, not told.
+
+    Args:
+        base: for the message.
+        needed: bytes of all copies of its weights on this machine.
+        device: where they are to be.
 
     Raises:
         UserError: with what is needed and what there is.
     """
     if device.type != "cpu":
         return
-    config = base.config()
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    files = list(base.folder.glob("*.safetensors")) or list(base.folder.glob("*.bin"))
-    parameters = sum(file.stat().st_size for file in files) / _STORED_BYTES.get(stored, 4)
-    needed = parameters * _QUANTISED_BYTES.get(quantization, dtype.itemsize)
     free = examine_memory().available_bytes
     if needed > free:
         raise UserError(

@@ -15,7 +15,8 @@ import psutil
 import torch
 from torch import nn
 
-from tuneloom.data.plan import StepSchedule, plan_step
+from tuneloom.data.plan import StepSchedule
+from tuneloom.data.split import split_step
 from tuneloom.models.forward import supervised_loss_sum
 from tuneloom.train.optim import trainable_parameters
 from tuneloom.types import Layout, MicroBatch, Sample, StepPlan
@@ -56,6 +57,7 @@ def heaviest_micro_batch(
     max_tokens: int,
     layout: Layout,
     weight: Callable[[MicroBatch], float] | None = None,
+    num_ranks: int = 1,
 ) -> MicroBatch:
     """Return the heaviest micro-batch among those that the first steps will run.
 
@@ -65,10 +67,11 @@ def heaviest_micro_batch(
         max_tokens: token budget.
         layout: of micro-batches.
         weight: of one; its rows unless given, padding counted.
+        num_ranks: processes that share a step's samples.
     """
     steps = range(min(schedule.num_steps, STEPS_LOOKED_THROUGH))
-    plans = (plan_step([samples[i] for i in schedule.indices(step)], max_tokens, layout) for step in steps)
-    return max((batch for plan in plans for batch in plan.micro_batches), key=weight or partial(rows_of_pass, layout=layout))
+    splits = (split_step([samples[i] for i in schedule.indices(step)], num_ranks, max_tokens, layout) for step in steps)
+    return max((batch for plans in splits for plan in plans for batch in plan.micro_batches), key=weight or partial(rows_of_pass, layout=layout))
 
 
 def rows_of_pass(batch: MicroBatch, layout: Layout) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tuneloom.data.plan import pack
 from tuneloom.doctor.machine import examine_memory
@@ -25,6 +26,7 @@ from tuneloom.models.packed_attention import num_pairs
 from tuneloom.models.quiet import quiet_peft
 from tuneloom.train.measure import rows_of_pass
 from tuneloom.train.optim import trainable_parameters
+from tuneloom.train.team import Team
 from tuneloom.types import Layout, MicroBatch, Sample
 
 if TYPE_CHECKING:
@@ -169,6 +171,12 @@ def free_memory(device: torch.device) -> float:
     return float(examine_memory().available_bytes)
 
 
+def free_for_each(device: torch.device, team: Team) -> float:
+    """Return the bytes that each rank of a team has: the ranks of a machine share its memory, each has a GPU of its own."""
+    sharing = 1 if device.type == "cuda" else team.local_ranks
+    return -team.largest(-free_memory(device) / sharing)
+
+
 def kept_for_backward(model: PeftModel, layout: Layout) -> Kept:
     """Count what the model keeps for the backward pass of short samples, no layer recomputed; random state is put back."""
     training = model.training
@@ -217,18 +225,27 @@ def _probe(model: PeftModel, num_rows: int, layout: Layout) -> MicroBatch:
 
 def _saved_bytes(model: PeftModel, batch: MicroBatch) -> int:
     """Return the bytes of all storages that a forward pass keeps, those of the model left out."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    whole = {tensor.untyped_storage().data_ptr() for tensor in _whole_tensors(model)}
+    shared_out = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     saved: dict[int, int] = {}
+
+    def own() -> set[int]:
+        """What lies in parts comes together while a layer runs."""
+        return {tensor.untyped_storage().data_ptr() for tensor in _whole_tensors(model)} if shared_out else whole
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in own():
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # itself, it would keep what made it for good
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = supervised_loss_sum(model, batch)
         return sum(saved.values()) if loss.requires_grad else 0  # what the loss holds lives until here
+
+
+def _whole_tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [tensor for tensor in (*model.parameters(), *model.buffers()) if not isinstance(tensor, DTensor)]
 
 
 def _num_pairs(batch: MicroBatch, layout: Layout) -> int:

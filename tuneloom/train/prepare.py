@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -32,12 +31,14 @@ from tuneloom.models.source import ModelSource, resolve_model, silent
 from tuneloom.train.choose import Choice, choose
 from tuneloom.train.estimate import Estimate, Outlook, look_ahead, measured, watched_answers
 from tuneloom.train.kernels import limit_kernels
-from tuneloom.train.limits import require_memory, require_memory_of_training
+from tuneloom.train.limits import require_memory, require_memory_of_training, weight_bytes
 from tuneloom.train.measure import heaviest_micro_batch
-from tuneloom.train.memory import Fit, falling_budgets, fit_to_memory, layers_of
+from tuneloom.train.memory import Fit, falling_budgets, fit_to_memory, free_for_each, layers_of
 from tuneloom.train.optim import build_optimizer, build_scheduler, warmup_steps
 from tuneloom.train.origin import Origin, aimed, find_origin, load_origin, shaped
 from tuneloom.train.replay import replay_samples, unanswered
+from tuneloom.train.sharding import is_sharded, shard
+from tuneloom.train.team import Team, team
 from tuneloom.train.tracker import tracker_or_error
 from tuneloom.types import Layout, MicroBatch
 
@@ -72,6 +73,11 @@ class Job:
     device: torch.device
     origin: Origin | None = None
     """The adapter that it continues from."""
+    team: Team = field(default_factory=team)
+    num_processes: int = 1
+    """Processes that it began with: they say how many samples make a step."""
+    is_sharded: bool = False
+    """Whether the base's weights are shared out among the processes."""
 
     @property
     def tokens_per_microbatch(self) -> int:
@@ -97,6 +103,8 @@ class Job:
             "tokens_per_microbatch": self.tokens_per_microbatch,
             "recomputed_layers": self.choice.fit.recomputed_layers,
             "device": device_name(self.device),
+            "num_processes": self.num_processes,
+            "fsdp": "full_shard" if self.is_sharded else "none",
             "trial": {
                 "tokens": self.choice.trial.tokens,
                 "seconds": round(self.choice.trial.seconds, 4),
@@ -131,9 +139,10 @@ class Job:
         lines += [
             (
                 "effective batch",
-                f"{training.num_samples_per_step} samples a step "
-                f"({training.per_device_train_batch_size} x {training.gradient_accumulation_steps})",
+                f"{schedule.samples_per_step} samples a step ({training.per_device_train_batch_size} x "
+                f"{training.gradient_accumulation_steps}{f' x {self.num_processes}' if self.num_processes > 1 else ''})",
             ),
+            *self._processes(),
             (
                 "steps",
                 f"{schedule.num_steps:,} ({epochs:.2f} epochs of {schedule.steps_per_epoch:,})",
@@ -154,6 +163,13 @@ class Job:
             leaked[_MAX_LEAKED:] = [f"and {len(leaked) - _MAX_LEAKED} more: data_report.json, or tuneloom data check"]
         lines += [("note", note) for note in report.notes] + [("leak", line) for line in report.leak_lines(_MAX_LEAKED)]
         return lines + [("leaked probe", line) for line in leaked]
+
+    def _processes(self) -> list[tuple[str, str]]:
+        """Return a line on the processes, where there are several."""
+        if self.team.alone:
+            return []
+        how = "the base's weights shared out among them" if self.is_sharded else "the whole base on each"
+        return [("processes", f"{self.team.num_ranks}, {how}")]
 
     def _prefixes(self) -> list[tuple[str, str]]:
         """Return a line on what samples begin with in common, where there is something to say."""
@@ -176,6 +192,7 @@ class Job:
             "threads": torch.get_num_threads(),
             "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
             "seed": self.config.training.seed,
+            "processes": self.team.num_ranks,
             "base_model": {"name": self.base.name, "kind": self.base.kind, "fingerprint": self.base_fingerprint},
             "data_files": self.data.files,
         }
@@ -206,26 +223,31 @@ def prepare_job(
     Raises:
         UserError: anything that the user must mend first.
     """
-    _refuse_several_processes()
+    ranks = team()
     ahead = look_at(config, strict=strict, checkpoint=checkpoint, plan=plan, say=say, within=within)
     config, base, renderer, start = ahead.config, ahead.base, ahead.renderer, ahead.start
     require_memory_of_training(ahead.outlook)
     precision, device, base_fingerprint, data = ahead.precision, ahead.device, ahead.base_fingerprint, ahead.data
     say(f"loading {base.name} ...")
-    model = load_base_model(base.folder, precision.dtype, device, config.base_model.quantization)
-    config = aimed(config, start, model)
-    fuse_layers(model)
+    config, adapted = _loaded(ahead, checkpoint)
     if any(source.replay for source in config.data.sources()):
-        generator = Generator(model, renderer)
+        generator = Generator(adapted, renderer)
         replay = partial(
-            replay_samples, generator, base_fingerprint=base_fingerprint, precision=precision.name, progress=within
+            replay_samples,
+            generator,
+            base_fingerprint=base_fingerprint,
+            precision=precision.name,
+            progress=within,
+            base=config.adapter.bias == "none",
+            in_step=ahead.is_sharded,
         )
         data = _data_of(config, renderer, strict, within, replay)
-    adapted = _adapted(model, config, base, checkpoint, start)
-    schedule = StepSchedule.of(config.training, len(data.train))
+    ranks.require_same(data.files, "the data", "give every machine the same files")
+    num_processes = (plan or {}).get("num_processes", 1 if plan else ranks.num_ranks)
+    schedule = StepSchedule.of(config.training, len(data.train), num_processes)
     say("measuring one micro-batch ...")
     attention = plan["attention"] if plan else config.base_model.attn_implementation
-    choice = choose(adapted, attention, _fitted(adapted, config, plan, data, schedule))
+    choice = choose(adapted, attention, _fitted(adapted, config, plan, data, schedule), ranks)
     build_scheduler(build_optimizer(adapted, config.training), config.training, schedule.num_steps)  # refuses wrong arguments
     return Job(
         config,
@@ -240,7 +262,28 @@ def prepare_job(
         _estimated(adapted, config, choice, renderer, data, schedule),
         device,
         start or origin,
+        ranks,
+        num_processes,
+        ahead.is_sharded,
     )
+
+
+def _loaded(ahead: Ahead, checkpoint: Path | None) -> tuple[Config, PeftModel]:
+    """Load the base, put the adapter on it and, where it is to be so, share its weights out: a rank of a machine at a time."""
+    ranks, config, base = team(), ahead.config, ahead.base
+
+    def load(device: torch.device) -> tuple[Config, PeftModel]:
+        model = load_base_model(base.folder, ahead.precision.dtype, device, config.base_model.quantization)
+        aimed_config = aimed(config, ahead.start, model)
+        fuse_layers(model)
+        return aimed_config, _adapted(model, aimed_config, base, checkpoint, ahead.start)
+
+    if not ahead.is_sharded:
+        return load(ahead.device)
+    with ranks.in_turn():
+        config, adapted = load(torch.device("cpu"))
+        shard(adapted, ahead.device)
+    return config, adapted
 
 
 def _estimated(
@@ -248,7 +291,7 @@ def _estimated(
 ) -> Estimate:
     answering = watched_answers(Generator(model, renderer), config, model.device)
     num_tokens = schedule.num_tokens(data.train.column("tokens"))
-    return measured(model, choice.trial, answering, schedule.num_steps, num_tokens)
+    return measured(model, choice.trial, answering, schedule.num_steps, num_tokens, team().num_ranks)
 
 
 @dataclass(frozen=True)
@@ -267,6 +310,7 @@ class Ahead:
     start: Origin | None
     data: PreparedData
     outlook: Outlook
+    is_sharded: bool
 
 
 def look_at(
@@ -290,19 +334,36 @@ def look_at(
     tracker_or_error(config.training.report_to)
     for source in config.data.sources():
         resolve_source(source)  # before anything that takes long
-    base = resolve_model(config.base_model.path, revision=config.base_model.revision, say=say)
+    ranks = team()
+    with ranks.in_turn():
+        base = resolve_model(config.base_model.path, revision=config.base_model.revision, say=say)
     renderer = Renderer(load_tokenizer_folder(base.folder))
     device = pick_device()
-    precision = choose_precision(plan["precision"] if plan else config.training.precision, device)
+    precision = ranks.agreed(lambda: choose_precision(plan["precision"] if plan else config.training.precision, device))
     base_fingerprint = fingerprint(base.folder)
+    ranks.require_same(base_fingerprint, "the base model", "give every machine the same files")
     start = None if checkpoint else find_origin(config, base, base_fingerprint, say)
     config = shaped(config, start)
-    require_memory(base, precision.dtype, device, config.base_model.quantization)
+    quantization = config.base_model.quantization
+    whole = weight_bytes(base, precision.dtype, quantization)
+    sharded = is_sharded(config.training.fsdp, whole, device, ranks, quantization)
+    share = 1 / ranks.num_ranks if sharded else 1.0
+    require_memory(base, whole * (share * ranks.local_ranks + sharded), device)  # one at a time is loaded whole
     data = _data_of(config, renderer, strict, within, partial(unanswered, renderer))
-    schedule = StepSchedule.of(config.training, len(data.train))
+    schedule = StepSchedule.of(config.training, len(data.train), (plan or {}).get("num_processes", 1 if plan else ranks.num_ranks))
     budgets = [plan["tokens_per_microbatch"]] if plan else _budgets(config, device)
-    outlook = look_ahead(config, base, precision.dtype, device, data.train, schedule, budgets)
-    return Ahead(config, base, base_fingerprint, renderer, precision, device, start, data, outlook)
+    outlook = look_ahead(
+        config,
+        base,
+        precision.dtype,
+        device,
+        data.train,
+        schedule,
+        budgets,
+        free_bytes=free_for_each(device, ranks),
+        weight_share=share,
+    )
+    return Ahead(config, base, base_fingerprint, renderer, precision, device, start, data, outlook, sharded)
 
 
 def _data_of(config: Config, renderer: Renderer, strict: bool, within: Progress, replay: Replay) -> PreparedData:
@@ -346,10 +407,11 @@ def _fitted(
 
     def fitted(layout: Layout) -> tuple[Fit, MicroBatch]:
         def heaviest(tokens: int, weight: Callable[[MicroBatch], float] | None = None) -> MicroBatch:
-            return heaviest_micro_batch(data.train, schedule, tokens, layout, weight)
+            return heaviest_micro_batch(data.train, schedule, tokens, layout, weight, team().num_ranks)
 
         if plan is None:
-            return fit_to_memory(model, layout, budgets, heaviest, least_layers=least)
+            free = free_for_each(model.device, team())
+            return fit_to_memory(model, layout, budgets, heaviest, least_layers=least, free_bytes=free)
         fit = Fit(plan["tokens_per_microbatch"], max(least, plan.get("recomputed_layers", 0)))
         return fit, heaviest(fit.tokens_per_microbatch)
 
@@ -372,14 +434,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
-
-
-def _refuse_several_processes() -> None:
-    from accelerate import PartialState
-
-    if PartialState().num_processes > 1:
-        raise UserError(
-            "training runs in one process",
-            got=f"{PartialState().num_processes} processes",
-            mend=f"start it without torchrun: {Path(sys.argv[0]).name} finetune",
-        )

@@ -21,6 +21,7 @@ from tuneloom.config import GenerationConfig
 from tuneloom.data.render import Renderer
 from tuneloom.generate.generator import Generator
 from tuneloom.rundir import write_atomically
+from tuneloom.train.team import team
 from tuneloom.types import Conversation, Sample
 
 SETTINGS = GenerationConfig(max_new_tokens=64)
@@ -46,7 +47,14 @@ def unanswered(renderer: Renderer, conversations: Sequence[Conversation]) -> lis
 
 
 def replay_samples(
-    generator: Generator, conversations: Sequence[Conversation], base_fingerprint: str, precision: str, progress: Progress
+    generator: Generator,
+    conversations: Sequence[Conversation],
+    base_fingerprint: str,
+    precision: str,
+    progress: Progress,
+    *,
+    base: bool = False,
+    in_step: bool = False,
 ) -> list[Sample | None]:
     """Return one sample for each conversation: its first question, answered by the base, greedily.
 
@@ -56,22 +64,35 @@ def replay_samples(
     and teaches none.
 
     Args:
-        generator: of the base, without an adapter.
+        generator: of the base.
         conversations: only what comes before the first answer is used.
         base_fingerprint, precision: parts of the cache's key.
         progress: called with ("replay", done, all).
+        base: whether the model has an adapter, to be off.
+        in_step: with several processes, whether all run the model together; else the first one does, and tells the others.
     """
+    ranks = team()
     asked = [Conversation(c.messages[: next(c.turns())], c.location, c.tools) for c in conversations]
     prompts = [generator.renderer.prompt_ids(c) for c in asked]
-    cache = _Cache(base_fingerprint, precision)
+    cache = ranks.agreed(lambda: _Cache(base_fingerprint, precision))
     new = {tuple(prompt): c for prompt, c in zip(prompts, asked, strict=True) if cache.get(prompt) is None}
-    if new:
+
+
+    def write() -> list[list[int]]:
         answers = generator.answers(
-            list(new.values()), SETTINGS, batch_size=BATCH_SIZE, on_progress=lambda done, total: progress("replay", done, total)
+            list(new.values()),
+            SETTINGS,
+            batch_size=BATCH_SIZE,
+            base=base,
+            on_progress=lambda done, total: progress("replay", done, total),
         )
-        for key, answer in zip(new, answers, strict=True):
-            cache.put(key, answer.ids)
-        cache.save()
+        return [answer.ids for answer in answers]
+
+    if new:
+        for key, ids in zip(new, write() if in_step else ranks.agreed(write), strict=True):
+            cache.put(key, ids)
+        if ranks.is_first:
+            cache.save()
     samples: list[Sample | None] = []
     for prompt, conversation in zip(prompts, asked, strict=True):
         ids = cache.get(prompt) or []

@@ -27,6 +27,7 @@ WITHOUT_EFFECT = frozenset(
         "training.precision",
         "training.tokens_per_microbatch",
         "training.gradient_checkpointing",
+        "training.fsdp",
     }
 )
 """Settings that may change between a run and its resume: the weights come out the same
