@@ -160,6 +160,8 @@ def _facts(details: RunDetails) -> Iterator[tuple[str, Any]]:
     if run.reason:
         yield "reason", run.reason
     yield "step", _steps(run)
+    if run.early_stop:
+        yield "ended early", run.early_stop
     yield "base model", run.base_model or "not told"
     yield "method", run.method or "not told"
     yield "started", f"{moment(run.started)}, took {span(run.seconds)}" if run.seconds is not None else moment(run.started)

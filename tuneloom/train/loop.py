@@ -84,7 +84,7 @@ class Loop:
         try:
             if not self.state.settled:
                 self._after_step()
-            while self.state.step < num_steps:
+            while self.state.step < num_steps and not self.stops_early:
                 self._step()
                 self._after_step()
         except TuneloomError as error:
@@ -97,6 +97,14 @@ class Loop:
             raise
         if self.settings.report_to != "none":
             self.accelerator.end_training()
+        if self.stops_early and self.state.step < num_steps:
+            self._tell_early_stop()
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether as many evaluations as the settings allow were no better than the best one."""
+        patience = self.settings.early_stopping_patience
+        return patience is not None and self.state.stale_evaluations >= patience
 
     # One step.
 
@@ -174,7 +182,8 @@ class Loop:
         eta = left * state.seconds / state.step if state.step else 0.0
         loss = window.loss_sum / window.supervised_tokens
         self.recorder.progress(state.step, loss=loss, tokens_per_second=tokens_per_second, eta_seconds=round(eta, 1))
-        if state.step % self.settings.logging_steps and state.step != schedule.num_steps:
+        may_end = self.settings.early_stopping_patience is not None and schedule.due(self.settings.eval_steps, state.step)
+        if state.step % self.settings.logging_steps and state.step != schedule.num_steps and not may_end:
             return
         state.final_loss = loss
         fields = {
@@ -211,22 +220,22 @@ class Loop:
         last = step == schedule.num_steps
         if last or schedule.due(self.settings.eval_steps, step):
             with torch.random.fork_rng(devices=[self.job.device] if self.job.device.type == "cuda" else []):
-                self._evaluate()
+                self._compare(self._evaluate())
         self.state.settled = True
+        last = last or self.stops_early
         best = self.settings.load_best_model_at_end and self.state.best_step == step
         if last or best or schedule.due(self.settings.save_steps, step):
             self._checkpoint()
         self.recorder.phase("training")
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> float | None:
+        """Evaluate; return the validation loss, where there is one."""
         self.recorder.phase("evaluating")
         evaluation, job = self.job.config.evaluation, self.job
         fields: dict[str, Any] = {}
         if job.data.validation:
             held = heldout_loss(self.model, job.data.validation, job.tokens_per_microbatch, self._within("validation"))
             fields |= {"eval_loss": held.loss, "perplexity": held.perplexity, "eval_tokens": held.num_tokens}
-            if self.state.best_loss is None or held.loss < self.state.best_loss:
-                self.state.best_loss, self.state.best_step = held.loss, self.state.step
         if evaluation.predict_with_generate and job.data.validation_conversations:
             rows = turn_rows(job.data.validation_conversations, evaluation.max_generate_rows)
             settings = job.config.generation
@@ -237,6 +246,28 @@ class Loop:
             self.recorder.event("eval", step=self.state.step, **fields)
             self._track(fields)
         self._sample_answers()
+        return fields.get("eval_loss")
+
+    def _compare(self, loss: float | None) -> None:
+        """Keep the best validation loss, and count those that are no better; after a whole evaluation: a cut one is redone."""
+        state = self.state
+        if loss is None:
+            return
+        better = state.best_loss is None or loss < state.best_loss - self.settings.early_stopping_threshold
+        state.stale_evaluations = 0 if better else state.stale_evaluations + 1
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_loss, state.best_step = loss, state.step
+
+    def _tell_early_stop(self) -> None:
+        state, planned = self.state, self.job.schedule.num_steps
+        self.recorder.num_steps = state.step
+        self.recorder.event(
+            "early_stop",
+            step=state.step,
+            planned_steps=planned,
+            message=f"no better validation loss in {state.stale_evaluations} evaluations, "
+            f"the best {state.best_loss:.4f} at step {state.best_step}; {planned:,} steps were planned",
+        )
 
     def _sample_answers(self) -> None:
         """Answer the fixed prompts; the answers are events, so one sees the model change."""

@@ -15,7 +15,7 @@ import torch
 
 from tuneloom.adapters.attach import attach_adapter, count_parameters
 from tuneloom.adapters.store import load_adapter
-from tuneloom.config import Config
+from tuneloom.config import Config, TrainingConfig
 from tuneloom.data.plan import StepSchedule, plan_step
 from tuneloom.data.prepare import PreparedData, Progress, no_progress, prepare_data
 from tuneloom.data.render import Renderer
@@ -129,6 +129,7 @@ class Job:
                 f"{schedule.num_steps:,} ({epochs:.2f} epochs of {schedule.steps_per_epoch:,})",
             ),
             ("schedule", f"{training.lr_scheduler_type}, peak {training.learning_rate:g}, warm-up {warmup} steps"),
+            *([("early stopping", _patience(training))] if training.early_stopping_patience else []),
             ("micro-batches", f"of at most {self.tokens_per_microbatch:,} tokens, {self.choice.attention} attention"),
             *self._prefixes(),
             *([("recomputed", f"activations of {layers:,} layers")] if (layers := self.choice.fit.recomputed_layers) else []),
@@ -281,6 +282,11 @@ def _fitted(
         return fit, heaviest(fit.tokens_per_microbatch)
 
     return fitted
+
+
+def _patience(training: TrainingConfig) -> str:
+    """Return when training ends early."""
+    return f"after {training.early_stopping_patience} evaluations without a better validation loss"
 
 
 def device_name(device: torch.device) -> str:

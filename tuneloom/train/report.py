@@ -91,6 +91,7 @@ def _results(job: Job, run: RunDirectory) -> list[tuple[str, str]]:
         ("trainable parameters", f"{trainable:,} of {whole:,} ({trainable / whole:.2%})"),
         ("training set", f"{len(job.data.train):,} samples, {job.data.report.train['supervised_tokens']:,} supervised tokens"),
         ("steps", f"{end['step']:,} of {training.num_samples_per_step} samples"),
+        *(("ended early", event["message"]) for event in run.history("early_stop")[-1:] if event["step"] == end["step"]),
         ("learning rate", f"{training.learning_rate:g}, {training.lr_scheduler_type}"),
         ("precision", job.precision.name),
         ("time in steps", duration(end["seconds"])),
