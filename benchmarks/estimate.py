@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +64,7 @@ def _dialogues(folder: Path) -> Path:
     """Write dialogues of many turns: counselling conversations one after another, 1 to 8 of them."""
     lines = [line for name in COUNSELLING for line in builtin_file(name).read_text(encoding="utf-8").splitlines()]
     rows = [json.loads(line)["messages"] for line in lines]
-    joined = []
+    joined: list[list[dict[str, str]]] = []
     while rows:
         count = 1 + len(joined) % 8
         joined.append([message for row in rows[:count] for message in row if message["role"] != "system"])
@@ -126,4 +125,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

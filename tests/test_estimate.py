@@ -22,7 +22,7 @@ from tuneloom.models.forward import PACKED, use_attention
 from tuneloom.models.fused_layers import fuse_layers
 from tuneloom.models.load import load_base_model
 from tuneloom.models.source import resolve_model
-from tuneloom.train.estimate import look_ahead
+from tuneloom.train.estimate import Place, look_ahead
 from tuneloom.train.kernels import KEPT, limit_kernels
 from tuneloom.train.limits import require_memory_of_training
 from tuneloom.train.measure import watched_memory
@@ -95,10 +95,10 @@ def test_activations_are_refused_where_the_weights_would_fit(tiny_model: Path, r
     ahead = look_at(config)
     schedule = StepSchedule.of(config.training, len(ahead.data.train))
 
-    def looked(free: float | None) -> Any:
-        return look_ahead(config, ahead.base, torch.float32, CPU, ahead.data.train, schedule, [2048], free_bytes=free)
+    def looked(free: float) -> Any:
+        return look_ahead(config, ahead.base, Place(torch.float32, CPU, free), ahead.data.train, schedule, [2048])
 
-    plenty = looked(None)
+    plenty = looked(1e12)
     assert (plenty.fit.tokens_per_microbatch, plenty.fit.recomputed_layers) == (2048, 0)
     tight = looked(plenty.needed_bytes - 1)
     assert tight.fit.recomputed_layers == 1

@@ -47,6 +47,7 @@ from tuneloom.models.packed_attention import PackedAttention
 from tuneloom.train.choose import choose
 from tuneloom.train.memory import Fit
 from tuneloom.train.proof import takes_packed
+from tuneloom.train.team import team
 from tuneloom.types import Layout, MicroBatch, Sample, Segment
 
 
@@ -218,7 +219,7 @@ def test_segments_that_do_not_lie_depth_first_are_refused() -> None:
 def test_without_cuda_it_is_refused_by_name_and_read_as_blocks() -> None:
     model = adapted(make_model("llama", LLAMA, torch.float32), torch.float32)
     with pytest.raises(UserError, match="CUDA") as refused:
-        choose(model, COMPILED, lambda layout: (Fit(2048), pack(some_samples())))
+        choose(model, COMPILED, lambda layout: (Fit(2048), pack(some_samples())), team())
     assert refused.value.where == "base_model.attn_implementation"
     assert [path_on(name, CPU) for name in (COMPILED, PACKED, "sdpa")] == [PACKED, PACKED, "sdpa"]
     assert path_on(COMPILED, torch.device("cuda")) == COMPILED

@@ -322,7 +322,10 @@ def test_what_memory_has_no_room_for_is_recomputed_and_the_plan_says_so(
     kept = kept_for_backward(job.model, Layout.SHARED)
     batch = heaviest_micro_batch(job.data.train, job.schedule, 512, Layout.SHARED)
     updates = 12 * sum(parameter.numel() for parameter in job.model.parameters() if parameter.requires_grad)
-    monkeypatch.setattr(memory, "free_memory", lambda device: (kept.num_bytes(batch, Layout.SHARED) * 0.8 + updates) / 0.9)
+    weights = sum(parameter.nbytes for parameter in job.model.parameters())
+    free = (kept.num_bytes(batch, Layout.SHARED) * 0.8 + updates) / 0.9
+    before_and_after_loading = iter([free + weights] + [free] * 9)
+    monkeypatch.setattr(memory, "free_memory", lambda device: next(before_and_after_loading))
     run = finetune(config)
     plan = run.directory.read_json("plan.json")
     assert plan["tokens_per_microbatch"] == 512

@@ -39,6 +39,7 @@ class RunSummary:
         seconds: from start to now or to the last event, pauses before a resume left out.
         num_bytes: of the directory.
         reason: why it failed or was interrupted.
+        early_stop: why it ended before the steps that were planned, where early stopping ended it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class RunSummary:
     seconds: float | None
     num_bytes: int
     reason: str | None
+    early_stop: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values with stable keys."""
@@ -283,6 +285,7 @@ def summary_of(run: RunDirectory, history: Sequence[Mapping[str, Any]], clock: C
     pid = run.live_pid()
     phase = _phase(state, end, pid)
     started = number(start.get("time"))
+    early = _first(reversed(history), "early_stop")
     steps = [whole for event in history if (whole := _whole(event.get("step"))) is not None]
     return RunSummary(
         name=shown_name(run.path),
@@ -300,6 +303,7 @@ def summary_of(run: RunDirectory, history: Sequence[Mapping[str, Any]], clock: C
         seconds=clock.seconds(now=time.time() if pid is not None else None),
         num_bytes=folder_bytes(run.path),
         reason=None if phase == "done" else _text(state.get("reason")) or _text(end.get("message")),
+        early_stop=_text(early.get("message")) if early and _whole(early.get("step")) == max(steps, default=None) else None,
     )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tuneloom.config import Config
+    from tuneloom.train.resume import ResumePoint
 
 
 def finetune(
@@ -25,23 +29,27 @@ def finetune(
 ) -> None:
     """Fine-tune a model and publish its adapter."""
     from tuneloom.cli.watch import watch_training
-    from tuneloom.config import load_config
-    from tuneloom.config.recipes import DEFAULT_RECIPE, find_recipe
-    from tuneloom.train.resume import find_resume, newest_run
+    from tuneloom.train.team import team
 
-    sets = set_ or []
-    point = None
-    if resume_from is not None:
-        point = find_resume(resume_from, load_config(None, [s for s in sets if s.startswith("output_dir=")]).output_dir)
-        settings = load_config(find_recipe(config) if config else point.run.config, sets)
-    else:
-        settings = load_config(find_recipe(config or DEFAULT_RECIPE), sets)
-        if resume:
-            point = newest_run(settings, of_any_config=config is None and not sets)
-            if config is None:
-                settings = load_config(point.run.config, sets)
+    settings, point = team().agreed(lambda: _asked(config, set_ or [], resume, resume_from))
     done = watch_training(settings, point, override=override, strict=strict, dry_run=dry_run)
     if done is not None:
         typer.echo(f"\nadapter   {done.adapter}")
         typer.echo(f"report    {done.directory.path / 'report.md'}")
         typer.echo(f"talk to it with:  tuneloom chat {done.directory.path}")
+
+
+def _asked(config: str | None, sets: list[str], resume: bool, resume_from: str | None) -> tuple[Config, ResumePoint | None]:
+    """Return the settings and where to resume."""
+    from tuneloom.config import load_config
+    from tuneloom.config.recipes import DEFAULT_RECIPE, find_recipe
+    from tuneloom.train.resume import find_resume, newest_run
+
+    if resume_from is not None:
+        point = find_resume(resume_from, load_config(None, [s for s in sets if s.startswith("output_dir=")]).output_dir)
+        return load_config(find_recipe(config) if config else point.run.config, sets), point
+    settings = load_config(find_recipe(config or DEFAULT_RECIPE), sets)
+    if not resume:
+        return settings, None
+    point = newest_run(settings, of_any_config=config is None and not sets)
+    return settings if config is not None else load_config(point.run.config, sets), point

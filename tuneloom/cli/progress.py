@@ -91,6 +91,9 @@ class TrainingView:
         answer = " ".join(fields["answer"].split())
         self._console.print(Text.assemble((f"step {fields['step']}: ", "dim"), f"{fields['prompt']} → ", (answer, "green")))
 
+    def _show_early_stop(self, fields: dict[str, Any]) -> None:
+        self._console.print(Text(f"step {fields['step']}: ended early: {fields['message']}", style="cyan"))
+
     def _show_warning(self, fields: dict[str, Any]) -> None:
         self._console.print(Text(f"warning: {fields['message']}", style="yellow"))
 

@@ -1,4 +1,4 @@
-"""`tuneloom runs`: the runs below a folder and how they went; `show`, one at length; `compare`, several; `stop`, one that is trained."""
+"""`tuneloom runs`: the runs below a folder; `show`, one at length; `compare`, several; `stop`, one that is trained."""
 
 from __future__ import annotations
 
@@ -165,6 +165,8 @@ def _facts(details: RunDetails) -> Iterator[tuple[str, Any]]:
     if run.reason:
         yield "reason", run.reason
     yield "step", _steps(run)
+    if run.early_stop:
+        yield "ended early", run.early_stop
     yield "base model", run.base_model or "not told"
     yield "method", run.method or "not told"
     yield "started", f"{moment(run.started)}, took {span(run.seconds)}" if run.seconds is not None else moment(run.started)

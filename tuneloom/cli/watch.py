@@ -11,6 +11,7 @@ from tuneloom.cli.progress import TrainingView
 from tuneloom.config import Config
 from tuneloom.train.resume import ResumePoint
 from tuneloom.train.run import Run, finetune, prepare
+from tuneloom.train.team import team
 
 
 def watch_training(
@@ -32,8 +33,11 @@ def watch_training(
         before_start: called once everything is known, before anything is written.
 
     Returns:
-        The run, or None where nothing was trained: it was done already, or a dry run.
+        The run, or None: it was done already, a dry run, or another process of the training shows it.
     """
+    if not team().is_first:
+        _help_along(settings, point, override, strict, dry_run)
+        return None
     if point is not None and point.finished:
         typer.echo(f"{point.run.path} is done already; its adapter: {point.run.adapter}")
         return None
@@ -51,3 +55,13 @@ def watch_training(
                 before_start()
 
         return finetune(settings, resume=point, override=override, strict=strict, say=view.say, show=view.show, on_job=on_job)
+
+
+def _help_along(settings: Config, point: ResumePoint | None, override: bool, strict: bool, dry_run: bool) -> None:
+    """Do this process's part of a training of several; the first one shows it."""
+    if point is not None and point.finished:
+        return
+    if dry_run:
+        prepare(settings, resume=point, strict=strict)
+    else:
+        finetune(settings, resume=point, override=override, strict=strict)

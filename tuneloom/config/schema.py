@@ -236,6 +236,12 @@ class TrainingConfig(Section):
     save_steps: Every = Field(None, description="Steps between two checkpoints, or `epoch`; none: at the end only.")
     save_total_limit: PositiveInt | None = Field(None, description="Checkpoints kept; the best and the last always are.")
     load_best_model_at_end: bool = Field(False, description="Publish the adapter of the best validation loss.")
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="Training ends after this many evaluations without a better validation loss; none: never early."
+    )
+    early_stopping_threshold: NonNegativeFloat = Field(
+        0.0, description="A validation loss is better where it is lower than the best one by more than this."
+    )
     precision: Precision = Field(
         "auto", description="Of weights and products. What the device cannot do becomes the nearest it can, and that is said."
     )
@@ -331,6 +337,21 @@ class Config(Section):
     def _best_needs_validation(self) -> Config:
         if self.training.load_best_model_at_end and not self.data.validation:
             raise ValueError("training.load_best_model_at_end needs data.validation")
+        return self
+
+    @model_validator(mode="after")
+    def _early_stopping_evaluates(self) -> Config:
+        training = self.training
+        if training.early_stopping_threshold and training.early_stopping_patience is None:
+            raise ValueError("training.early_stopping_threshold needs training.early_stopping_patience")
+        if training.early_stopping_patience is None:
+            return self
+        if not self.data.validation:
+            raise ValueError("training.early_stopping_patience needs data.validation")
+        if training.eval_steps is None:
+            raise ValueError(
+                "training.early_stopping_patience needs training.eval_steps: without it the end alone is evaluated"
+            )
         return self
 
     @property

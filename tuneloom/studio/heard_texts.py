@@ -149,6 +149,15 @@ HEARD: dict[str, tuple[str, str]] = {
         "schedule  {kind}, peak {peak}, warm-up {steps} steps",
         "学习率　{kind}，峰值 {peak}，预热 {steps} 步",
     ),
+    "said.job_early_stop": (
+        "early stopping  after {count} evaluations without a better validation loss",
+        "提前停止　连续 {count} 次评估的验证损失没有变好时",
+    ),
+    "said.early_stop_at": ("step {step}: ended early: {message}", "第 {step} 步：提前结束：{message}"),
+    "said.early_stop": (
+        "no better validation loss in {evaluations} evaluations, the best {loss} at step {best}; {planned} steps were planned",
+        "连续 {evaluations} 次评估的验证损失没有变好，最好的是第 {best} 步的 {loss}；原计划 {planned} 步",
+    ),
     "said.job_micro": (
         "micro-batches  of at most {tokens} tokens, {attention} attention",
         "微批次　最多 {tokens} 个词元，{attention} 注意力",
@@ -382,6 +391,18 @@ HEARD: dict[str, tuple[str, str]] = {
     "wrong.best_needs": (
         "training.load_best_model_at_end needs data.validation",
         "training.load_best_model_at_end 需要 data.validation",
+    ),
+    "wrong.threshold_needs": (
+        "training.early_stopping_threshold needs training.early_stopping_patience",
+        "training.early_stopping_threshold 需要 training.early_stopping_patience",
+    ),
+    "wrong.patience_needs": (
+        "training.early_stopping_patience needs data.validation",
+        "training.early_stopping_patience 需要 data.validation",
+    ),
+    "wrong.patience_evaluates": (
+        "training.early_stopping_patience needs training.eval_steps: without it the end alone is evaluated",
+        "training.early_stopping_patience 需要 training.eval_steps：否则只在结束时评估",
     ),
     "wrong.flag": ("{name} must be true or false, got {flag}", "{name} 必须是 true 或 false，得到 {flag}"),
     "wrong.train_alone": (

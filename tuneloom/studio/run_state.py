@@ -30,6 +30,7 @@ class Standing:
         live: a process trains it or prepares to.
         stopping: that process was asked to end.
         reason: why it failed, in the trainer's words.
+        early_stop: why it ended before the steps that were planned, in the trainer's words.
         last_words: of the job that trained it and failed or was killed.
         attempt: the last words of a job that was to resume it and failed before it could.
     """
@@ -47,6 +48,7 @@ class Standing:
     tokens_per_second: float | None
     memory_gib: float | None
     reason: str | None
+    early_stop: str | None
     last_words: str
     attempt: str
     checkpoints: tuple[tuple[int, str], ...]
@@ -122,6 +124,7 @@ class RunLook:
             tokens_per_second=_positive(last.get("tokens_per_second")),
             memory_gib=_positive(last.get("peak_memory_gib")),
             reason=None if live else summary.reason,
+            early_stop=summary.early_stop,
             last_words=words if trained else "",
             attempt="" if trained else words,
             checkpoints=tuple((step, path.name) for step, path in RunDirectory(self.path).checkpoints().items()),

@@ -65,6 +65,8 @@ SETTINGS_ZH: dict[str, str] = {
     "training.save_steps": "两个检查点之间的步数，或 `epoch`；留空：只在结束时。",
     "training.save_total_limit": "保留的检查点数；最好的和最后的总会保留。",
     "training.load_best_model_at_end": "发布验证损失最低的适配器。",
+    "training.early_stopping_patience": "验证损失连续这么多次评估没有变好时结束训练；留空：从不提前。",
+    "training.early_stopping_threshold": "验证损失比最好的低出这个值以上才算变好。",
     "training.precision": "权重与乘积的精度。设备做不到的取最接近的，并会说明。",
     "training.tokens_per_microbatch": "一次通过模型的 token 预算；除舍入外不改变结果。auto：内存不足时自动减小。",
     "training.gradient_checkpointing": "重新计算所有层的激活值：更省内存，时间约多一半。不设时，只在内存放不下的层上重新计算。",

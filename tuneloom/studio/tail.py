@@ -110,7 +110,10 @@ class RunTail:
             return self._curves
 
     def total_steps(self) -> int | None:
-        """Return how many steps the run has, as its first event tells."""
+        """Return how many steps the run has, as its first event tells, or as its early stop does."""
+        early = next((event.get("step") for event in reversed(self.events) if event["event"] == "early_stop"), None)
+        if isinstance(early, int) and self.last_step is not None and early == self.last_step.get("step"):
+            return early
         total = next((event.get("total_steps") for event in self.events if event["event"] == "start"), None)
         return total if isinstance(total, int) else None
 

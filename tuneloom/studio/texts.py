@@ -401,6 +401,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "数据文件在训练开始后被改动：{place}。请恢复原样，或开始新的训练。",
     ),
     "run.paused_note": ("Paused at step {step}.", "已在第 {step} 步暂停。"),
+    "run.early_note": ("It ended early.", "训练提前结束。"),
     "run.broken_note": (
         "A later checkpoint is broken: it would go on from {checkpoint}.",
         "较新的检查点已损坏：将从 {checkpoint} 继续。",

@@ -58,6 +58,7 @@ class TrainingState:
         useful_gflop: what they needed (see `WorkPerToken`).
         seconds: spent in steps so far.
         best_loss, best_step: of the validation, where there was one.
+        stale_evaluations: since one was better, for early stopping.
         final_loss: mean train loss of the last logged window.
         window: what the next step event has so far.
         settled: whether the step's evaluation, if it has one, is done; else it comes first on resume.
@@ -72,6 +73,7 @@ class TrainingState:
     seconds: float = 0.0
     best_loss: float | None = None
     best_step: int | None = None
+    stale_evaluations: int = 0
     final_loss: float | None = None
     window: Window = field(default_factory=Window)
     settled: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tuneloom.errors import UserError
@@ -60,7 +61,7 @@ def choose(model: PeftModel, wanted: str, fitted: Callable[[Layout], tuple[Fit, 
                 break
             recompute(model, fit.recomputed_layers)
             trial = trial_micro_batch(model, batch)
-            seconds = team.agreed(lambda trial=trial: trial.seconds)
+            seconds = team.agreed(partial(getattr, trial, "seconds"))
             found.append(Choice(name, fit, replace(trial, seconds=seconds)))
         except (UserError, RuntimeError) as error:
             model.zero_grad(set_to_none=True)

@@ -25,7 +25,7 @@ from tuneloom.train.measure import (
     rows_of_pass,
     watched_memory,
 )
-from tuneloom.train.memory import UPDATE_BYTES, Fit, fit_kept, free_memory
+from tuneloom.train.memory import UPDATE_BYTES, Fit, fit_kept
 from tuneloom.train.optim import trainable_parameters
 from tuneloom.train.skeleton import reckon
 from tuneloom.types import Conversation, Layout, Message
@@ -192,38 +192,48 @@ class Outlook:
     num_trained: int
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a training is to be.
+
+    Attributes:
+        dtype, device: of the weights.
+        free_bytes: memory that there is for it.
+        weight_share: of the weights, which lies on this device.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    free_bytes: float
+    weight_share: float = 1.0
+
+
 def look_ahead(
     config: Config,
     base: ModelSource,
-    dtype: torch.dtype,
-    device: torch.device,
+    place: Place,
     train: Samples,
     schedule: StepSchedule,
     budgets: Sequence[int],
-    *,
-    free_bytes: float | None = None,
-    weight_share: float = 1.0,
 ) -> Outlook:
     """Return what a training takes by its base's config.json, its settings and its samples.
 
     Args:
         config, base, train, schedule: of the training.
-        dtype, device: of the weights.
+        place: where it is to be.
         budgets: token budgets to choose from, falling.
-        free_bytes: memory that there is; what the device has, unless given.
-        weight_share: of the weights, which lies on this device.
 
     Raises:
         UserError: a config.json that no model can be built from, or a target that matches nothing.
     """
     wanted = config.base_model.attn_implementation
     layout = _layout(wanted, config.adapter.lora_dropout)
-    blocks = device.type == "cpu" and wanted in ("auto", PACKED)
-    reckoned = reckon(base, config.adapter, dtype, config.base_model.quantization, pairs=blocks)
+    blocks = place.device.type == "cpu" and wanted in ("auto", PACKED)
+    reckoned = reckon(base, config.adapter, place.dtype, config.base_model.quantization, pairs=blocks)
     bound = reckoned.kept if wanted == PACKED else replace(reckoned.kept, of_pair=0.0)  # a model may not take packed samples
     least = bound.num_layers if config.training.gradient_checkpointing else 0
-    free = free_memory(device) if free_bytes is None else free_bytes
-    weights = weight_share * reckoned.weight_bytes
+    free = place.free_bytes
+    weights = place.weight_share * reckoned.weight_bytes
     fit, batch, needed = fit_kept(
         bound,
         layout,
@@ -236,7 +246,7 @@ def look_ahead(
     layers = fit.recomputed_layers if fit else bound.num_layers
     adapter = reckoned.adapter_bytes / GIB
     memory = Memory(
-        process=held_memory_gib(device),
+        process=held_memory_gib(place.device),
         weights=weights / GIB,
         adapter=adapter,
         gradients=adapter,

@@ -1,39 +1,39 @@
-"""The training loop.
+"""The training loop: step after step of the engine, and what hangs on steps: events, evaluation, checkpoints, an early end.
 
-One step: the samples that (seed, epoch, position) name, packed into micro-batches; the summed
-loss over supervised tokens divided by their count in the step; clip, guard, update. Evaluation,
-checkpoints and events hang on steps. A non-finite loss or gradient never reaches the weights.
+With several ranks all go through it alike; the first one tells and writes.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from tuneloom.data.plan import plan_step
+from tuneloom.data.split import in_step, split_step
 from tuneloom.errors import GuardError, Interrupted, TuneloomError
-from tuneloom.evaluation.heldout import heldout_loss
-from tuneloom.evaluation.predict import predict, turn_rows
+from tuneloom.evaluation.heldout import HeldOutLoss, heldout_loss, losses_of
+from tuneloom.evaluation.predict import Predictions, predict, turn_rows
 from tuneloom.generate.generator import Generator
-from tuneloom.models.forward import layout_of, supervised_loss_sum
-from tuneloom.rundir import RunDirectory
-from tuneloom.train.checkpoint import TrainingState, Window, prune, restore, restore_rng, rng_tensors, save_checkpoint
+from tuneloom.models.forward import layout_of
+from tuneloom.rundir import PLAN, RunDirectory
+from tuneloom.train.checkpoint import TrainingState, Window, prune, restore, save_checkpoint
+from tuneloom.train.engine import Engine, NotFinite, Update
 from tuneloom.train.interrupt import InterruptFlag
 from tuneloom.train.limits import is_full
-from tuneloom.train.measure import peak_memory_gib, work_per_token
-from tuneloom.train.optim import build_optimizer, build_scheduler, scheduler_state, trainable_parameters
+from tuneloom.train.measure import peak_memory_gib
+from tuneloom.train.optim import scheduler_state
 from tuneloom.train.prepare import Job
 from tuneloom.train.recorder import Recorder
-from tuneloom.types import Conversation, Message, StepPlan
+from tuneloom.train.team import lost, peer_lost
+from tuneloom.train.tracker import open_tracker
+from tuneloom.types import Conversation, Message
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from accelerate import Accelerator
+_T = TypeVar("_T")
 
 
 class Loop:
@@ -51,15 +51,11 @@ class Loop:
         self.run = run
         self.recorder = recorder
         self.flag = flag
+        self.team = job.team
         self.settings = job.config.training
         self.state = TrainingState()
-        self.accelerator = _accelerator(job, run)
-        optimizer = build_optimizer(job.model, self.settings)
-        self.scheduler = build_scheduler(optimizer, self.settings, job.schedule.num_steps)
-        self.model, self.optimizer = self.accelerator.prepare(job.model, optimizer)
-        self.parameters = list(trainable_parameters(job.model).values())
-        self.layout = layout_of(job.model, training=True)
-        self.work = work_per_token(job.model)
+        self.tracker = open_tracker(self.settings.report_to, run.path) if job.team.is_first else None
+        self.engine = Engine(job, flag, self._note_less_memory)
         self.generator = Generator(job.model, job.renderer)
 
     def resume(self, checkpoint: Path) -> None:
@@ -68,120 +64,114 @@ class Loop:
         Raises:
             UserError: it is broken or does not fit.
         """
-        self.state = restore(checkpoint, self.job.model, self._plain_optimizer, self.scheduler)
-        if self.accelerator.scaler is not None and self.state.scaler:
-            self.accelerator.scaler.load_state_dict(self.state.scaler)
+        self.state = restore(checkpoint, self.job.model, self.engine.optimizer, self.engine.scheduler)
+        self.engine.restore_scaler(self.state.scaler)
 
     def train(self) -> None:
         """Run the steps that are left.
 
         Raises:
             Interrupted: a signal came; a checkpoint of the last whole step is saved.
-            GuardError: a loss or gradient was not finite; the weights before it are saved.
+            GuardError: a loss or gradient was not finite, or another rank has ended; the weights before it are saved.
         """
         num_steps = self.job.schedule.num_steps
         self.recorder.phase("training")
         try:
             if not self.state.settled:
                 self._after_step()
-            while self.state.step < num_steps:
+            while self.state.step < num_steps and not self.stops_early:
                 self._step()
                 self._after_step()
         except TuneloomError as error:
-            self.optimizer.zero_grad(set_to_none=True)
-            kept = self._kept()
-            if isinstance(error, Interrupted):
-                raise Interrupted(error.number, f"kept: {kept}") from None
-            if isinstance(error, GuardError):
-                raise GuardError(f"{error}\n  kept:     {kept}") from None
-            raise
-        if self.settings.report_to != "none":
-            self.accelerator.end_training()
+            raise self._with_what_is_kept(error) from None
+        except RuntimeError as error:
+            if self.team.alone or not lost(error):
+                raise
+            raise self._with_what_is_kept(peer_lost()) from error
+        if self.tracker is not None:
+            self.tracker.end_training()
+        if self.stops_early and self.state.step < num_steps:
+            self._tell_early_stop()
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether as many evaluations as the settings allow were no better than the best one."""
+        patience = self.settings.early_stopping_patience
+        return patience is not None and self.state.stale_evaluations >= patience
+
+    def _with_what_is_kept(self, error: TuneloomError) -> TuneloomError:
+        """Save where the run stands; return the error with what is kept added."""
+        self.engine.optimizer.zero_grad(set_to_none=True)
+        if isinstance(error, NotFinite):
+            self.recorder.event("warning", step=self.state.step + 1, message=f"non-finite {error.fault}", samples=error.samples)
+        kept = self._kept() if self.team.is_first else ""
+        if isinstance(error, Interrupted):
+            told: TuneloomError = Interrupted(error.number, f"kept: {kept}")
+        elif isinstance(error, GuardError):
+            told = type(error).__new__(type(error))
+            told.args = (f"{error}\n  kept:     {kept}",)
+        else:
+            told = error
+        told.told_elsewhere = not self.team.is_first
+        return told
 
     # One step.
 
     def _step(self) -> None:
-        random = rng_tensors()
-        try:
-            self._update()
-        except (Interrupted, GuardError):
-            restore_rng(random)  # micro-batches drew from it, and the step is done again from its start
-            raise
+        update = self.engine.step(self.state.step)
+        self._count(update)
+        if update.skipped:
+            self.recorder.event(
+                "warning",
+                step=self.state.step,
+                message=f"the gradient overflowed in fp16: no update, and a scale of {update.loss_scale:g} from here on",
+            )
+        self._log(update)
 
-    def _update(self) -> None:
-        start = time.perf_counter()
-        job, step = self.job, self.state.step
-        samples = [job.data.train[i] for i in job.schedule.indices(step)]
-        plan = plan_step(samples, job.tokens_per_microbatch, self.layout)
-        self.model.train()
-        losses = []
-        for batch in plan.micro_batches:
-            self.flag.check()
-            loss = supervised_loss_sum(self.model, batch) / plan.num_supervised_tokens
-            self.accelerator.backward(loss)
-            losses.append(loss.detach())
-        self.accelerator.unscale_gradients(self.optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm or math.inf)
-        step_loss = float(torch.stack(losses).sum())
-        self._guard(step + 1, plan, losses, step_loss, float(grad_norm))
-        rate = float(self.scheduler.get_last_lr()[0])
-        self.optimizer.step()
-        if not self.optimizer.step_was_skipped:
-            self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - start
-        self._count(plan, step_loss, seconds)
-        self._log(rate, float(grad_norm))
-
-    def _count(self, plan: StepPlan, step_loss: float, seconds: float) -> None:
+    def _count(self, update: Update) -> None:
         state, window = self.state, self.state.window
         state.step += 1
         state.settled = False
-        state.tokens += plan.num_tokens
-        state.supervised_tokens += plan.num_supervised_tokens
-        work = self.work.gflop(plan)
-        state.useful_gflop += work
-        state.seconds += seconds
-        window.loss_sum += step_loss * plan.num_supervised_tokens
-        window.supervised_tokens += plan.num_supervised_tokens
-        window.tokens += plan.num_tokens
-        window.useful_gflop += work
-        window.seconds += seconds
+        state.tokens += update.tokens
+        state.supervised_tokens += update.supervised_tokens
+        state.useful_gflop += update.useful_gflop
+        state.seconds += update.seconds
+        window.loss_sum += update.loss * update.supervised_tokens
+        window.supervised_tokens += update.supervised_tokens
+        window.tokens += update.tokens
+        window.useful_gflop += update.useful_gflop
+        window.seconds += update.seconds
 
-    def _guard(self, step: int, plan: StepPlan, losses: Sequence[torch.Tensor], step_loss: float, grad_norm: float) -> None:
-        """Stop before the update if loss or gradient is not finite; fp16 overflow is the scaler's business.
-
-        Raises:
-            GuardError: naming the step, the samples and the likely cause.
-        """
-        if math.isfinite(step_loss) and (math.isfinite(grad_norm) or self.accelerator.scaler is not None):
+    def _note_less_memory(self, tokens_per_microbatch: int, recomputed_layers: int) -> None:
+        """Tell of smaller micro-batches, and have a resume begin with them."""
+        if not self.team.is_first:
             return
-        bad = [batch for batch, loss in zip(plan.micro_batches, losses, strict=True) if not bool(torch.isfinite(loss))]
-        what = "loss" if bad else "gradient"
-        places = ", ".join(str(place) for batch in bad or plan.micro_batches for place in batch.locations[:8])
-        self.recorder.event("warning", step=step, message=f"non-finite {what}", samples=places)
-        raise GuardError(
-            f"step {step}: the {what} is not finite; training stopped before the update\n"
-            f"  samples:  {places}\n"
-            f"  cause:    most likely a learning rate too high ({self.settings.learning_rate:g}) or a damaged base model\n"
-            f"  mend:     lower training.learning_rate, or resume with --override after that"
+        changed = {"tokens_per_microbatch": tokens_per_microbatch, "recomputed_layers": recomputed_layers}
+        self.run.write_json(PLAN, (self.run.read_json(PLAN) or {}) | changed)
+        self.recorder.event(
+            "warning",
+            step=self.state.step + 1,
+            message=f"memory did not suffice; the step is done again in micro-batches of {tokens_per_microbatch:,} tokens, "
+            f"the activations of {recomputed_layers} layers recomputed",
+            **changed,
         )
 
-    def _log(self, rate: float, grad_norm: float) -> None:
+    def _log(self, update: Update) -> None:
         state, schedule, window = self.state, self.job.schedule, self.state.window
         tokens_per_second = window.tokens / window.seconds
         eta = (self.job.num_tokens - state.tokens) * state.seconds / state.tokens
         loss = window.loss_sum / window.supervised_tokens
         self.recorder.progress(state.step, loss=loss, tokens_per_second=tokens_per_second, eta_seconds=round(eta, 1))
-        if state.step % self.settings.logging_steps and state.step != schedule.num_steps:
+        may_end = self.settings.early_stopping_patience is not None and schedule.due(self.settings.eval_steps, state.step)
+        if state.step % self.settings.logging_steps and state.step != schedule.num_steps and not may_end:
             return
         state.final_loss = loss
         fields = {
             "step": state.step,
             "epoch": round(schedule.epochs_done(state.step), 4),
             "loss": loss,
-            "learning_rate": rate,
-            "grad_norm": grad_norm,
+            "learning_rate": update.learning_rate,
+            "grad_norm": update.grad_norm,
             "tokens": state.tokens,
             "supervised_tokens": state.supervised_tokens,
             "tokens_per_second": round(tokens_per_second, 2),
@@ -189,6 +179,7 @@ class Loop:
             "mfu": self._share_of_peak(window.useful_gflop / window.seconds),
             "step_seconds": round(window.seconds, 4),
             "peak_memory_gib": round(peak_memory_gib(self.job.device), 3),
+            **({"loss_scale": update.loss_scale} if update.loss_scale is not None else {}),
         }
         self.recorder.event("step", **fields)
         self._track({key: value for key, value in fields.items() if key != "step" and value is not None})
@@ -197,11 +188,11 @@ class Loop:
     def _share_of_peak(self, gflops: float) -> float | None:
         """Return useful work over the measured rate of plain matrix products (MFU), where there is one."""
         measured = self.job.precision.gflops.get(self.job.precision.name)
-        return round(gflops / measured, 4) if measured else None
+        return round(gflops / measured / self.team.num_ranks, 4) if measured else None
 
     def _track(self, values: dict[str, Any]) -> None:
-        if self.settings.report_to != "none":
-            self.accelerator.log(values, step=self.state.step)
+        if self.tracker is not None:
+            self.tracker.log(values, step=self.state.step)
 
     # Between steps.
 
@@ -210,32 +201,80 @@ class Loop:
         last = step == schedule.num_steps
         if last or schedule.due(self.settings.eval_steps, step):
             with torch.random.fork_rng(devices=[self.job.device] if self.job.device.type == "cuda" else []):
-                self._evaluate()
+                if not self.team.alone:
+                    torch.manual_seed(self.settings.seed)  # what ranks write together they draw alike
+                self._compare(self._evaluate())
         self.state.settled = True
+        last = last or self.stops_early
         best = self.settings.load_best_model_at_end and self.state.best_step == step
         if last or best or schedule.due(self.settings.save_steps, step):
-            self._checkpoint()
+            self.team.agreed(self._checkpoint)
         self.recorder.phase("training")
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> float | None:
+        """Evaluate; return the validation loss, where there is one."""
         self.recorder.phase("evaluating")
         evaluation, job = self.job.config.evaluation, self.job
         fields: dict[str, Any] = {}
         if job.data.validation:
-            held = heldout_loss(self.model, job.data.validation, job.tokens_per_microbatch, self._within("validation"))
+            held = self._heldout()
             fields |= {"eval_loss": held.loss, "perplexity": held.perplexity, "eval_tokens": held.num_tokens}
-            if self.state.best_loss is None or held.loss < self.state.best_loss:
-                self.state.best_loss, self.state.best_step = held.loss, self.state.step
         if evaluation.predict_with_generate and job.data.validation_conversations:
             rows = turn_rows(job.data.validation_conversations, evaluation.max_generate_rows)
-            settings = job.config.generation
-            fields |= predict(
-                self.generator, rows, settings, self.settings.per_device_eval_batch_size, self._within("answers")
-            ).scores
+            fields |= self.predicted(rows, self._within("answers")).scores
         if fields:
             self.recorder.event("eval", step=self.state.step, **fields)
             self._track(fields)
         self._sample_answers()
+        return fields.get("eval_loss")
+
+    def _heldout(self) -> HeldOutLoss:
+        """Return the loss of the validation samples, which the ranks share."""
+        job, team = self.job, self.team
+        if team.alone:
+            return heldout_loss(job.model, job.data.validation, self.engine.tokens_per_microbatch, self._within("validation"))
+        layout = layout_of(job.model, training=False)
+        plans = split_step(job.data.validation, team.num_ranks, self.engine.tokens_per_microbatch, layout)
+        batches = [batch for batch, _ in in_step(plans, team.rank)]
+
+        def within(done: int, total: int) -> None:
+            self.engine.agree()
+            self.recorder.within("validation", done, total)
+
+        losses = losses_of(job.model, batches, within)[: len(plans[team.rank].micro_batches)]
+        total = math.fsum(team.gathered(math.fsum(losses)))
+        num_tokens = sum(plan.num_supervised_tokens for plan in plans)
+        return HeldOutLoss(total / num_tokens, num_tokens)
+
+    def predicted(self, rows: Sequence[tuple[Conversation, str]], within: Callable[[int, int], None]) -> Predictions:
+        """Return answers to rows of `turn_rows`, with their scores."""
+        settings, batch_size = self.job.config.generation, self.settings.per_device_eval_batch_size
+        return self._written(lambda: predict(self.generator, rows, settings, batch_size, within))
+
+    def _written(self, write: Callable[[], _T]) -> _T:
+        """Return what the model writes: the first rank does; all of them together where they share its weights."""
+        return write() if self.job.is_sharded else self.team.agreed(write)
+
+    def _compare(self, loss: float | None) -> None:
+        """Keep the best validation loss, and count those that are no better; after a whole evaluation: a cut one is redone."""
+        state = self.state
+        if loss is None:
+            return
+        better = state.best_loss is None or loss < state.best_loss - self.settings.early_stopping_threshold
+        state.stale_evaluations = 0 if better else state.stale_evaluations + 1
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_loss, state.best_step = loss, state.step
+
+    def _tell_early_stop(self) -> None:
+        state, planned = self.state, self.job.schedule.num_steps
+        self.recorder.num_steps = state.step
+        self.recorder.event(
+            "early_stop",
+            step=state.step,
+            planned_steps=planned,
+            message=f"no better validation loss in {state.stale_evaluations} evaluations, "
+            f"the best {state.best_loss:.4f} at step {state.best_step}; {planned:,} steps were planned",
+        )
 
     def _sample_answers(self) -> None:
         """Answer the fixed prompts; the answers are events, so one sees the model change."""
@@ -244,13 +283,17 @@ class Loop:
             return
         settings = self.job.config.generation.model_copy(update={"max_new_tokens": evaluation.sample_max_new_tokens})
         asked = [Conversation((Message("user", prompt),)) for prompt in evaluation.prompts]
-        answers = self.generator.answers(asked, settings, on_progress=self._within("sample answers"))
+        within = self._within("sample answers")
+        answers = self._written(lambda: self.generator.answers(asked, settings, on_progress=within))
         for prompt, answer in zip(evaluation.prompts, answers, strict=True):
             self.recorder.event("sample", step=self.state.step, prompt=prompt, answer=str(answer), finished=answer.finished)
 
     def _within(self, what: str) -> Any:
         def report(done: int, total: int) -> None:
-            self.flag.check()
+            if self.job.is_sharded:
+                self.engine.agree()
+            else:
+                self.flag.check()
             self.recorder.within(what, done, total)
 
         return report
@@ -258,9 +301,8 @@ class Loop:
     def _checkpoint(self) -> Path:
         """Publish a checkpoint of this step and remove the ones beyond the limit."""
         self.recorder.phase("saving")
-        self.state.scheduler = scheduler_state(self.scheduler)
-        scaler = self.accelerator.scaler
-        self.state.scaler = scaler.state_dict() if scaler is not None else {}
+        self.state.scheduler = scheduler_state(self.engine.scheduler)
+        self.state.scaler = self.engine.scaler_state()
         path = self.recorder.written(self._save)
         self._prune(self.settings.save_total_limit)
         self.recorder.event("checkpoint", step=self.state.step, path=path.name, action="saved")
@@ -270,7 +312,7 @@ class Loop:
         """Write the checkpoint; where the disk is full, the one that is to go next goes now."""
 
         def save() -> Path:
-            return save_checkpoint(self.run, self.job.model, self._plain_optimizer, self.state, self.job.base)
+            return save_checkpoint(self.run, self.job.model, self.engine.optimizer, self.state, self.job.base)
 
         limit = self.settings.save_total_limit
         try:
@@ -297,26 +339,3 @@ class Loop:
         except Interrupted:  # the disk is full, and nobody waits for room
             newest = list(self.run.checkpoints().values())[-1:]
             return f"{newest[0].name if newest else 'nothing'}; the disk is full"
-
-    @property
-    def _plain_optimizer(self) -> torch.optim.Optimizer:
-        plain: torch.optim.Optimizer = self.optimizer.optimizer
-        return plain
-
-
-def _accelerator(job: Job, run: RunDirectory) -> Accelerator:
-    from accelerate import Accelerator
-
-    from tuneloom.train.tracker import tracker_or_error
-
-    tracker = tracker_or_error(job.config.training.report_to)
-    scaled = job.precision.name == "fp16" and job.device.type == "cuda"
-    accelerator = Accelerator(
-        cpu=job.device.type == "cpu",
-        mixed_precision="fp16" if scaled else "no",
-        log_with=tracker,
-        project_dir=str(run.path),
-    )
-    if tracker is not None:
-        accelerator.init_trackers("tuneloom", config={}, init_kwargs={})
-    return accelerator

@@ -71,7 +71,10 @@ def heaviest_micro_batch(
     """
     steps = range(min(schedule.num_steps, STEPS_LOOKED_THROUGH))
     splits = (split_step([samples[i] for i in schedule.indices(step)], num_ranks, max_tokens, layout) for step in steps)
-    return max((batch for plans in splits for plan in plans for batch in plan.micro_batches), key=weight or partial(rows_of_pass, layout=layout))
+    return max(
+        (batch for plans in splits for plan in plans for batch in plan.micro_batches),
+        key=weight or partial(rows_of_pass, layout=layout),
+    )
 
 
 def rows_of_pass(batch: MicroBatch, layout: Layout) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneloom.rundir import LOSS_PLOT, RunDirectory
 from tuneloom.runs import number
@@ -142,7 +142,7 @@ def _draw_held(axes: Axes, curves: Curves, colour: str, label: str, style: str =
         axes.plot(xs, losses, color=colour, marker="o", markersize=4, linestyle=style, label=label or None)
 
 
-def _draw_rate(axes: Axes, curves: Curves, colour: str, **looks: str) -> None:
+def _draw_rate(axes: Axes, curves: Curves, colour: str, **looks: Any) -> None:
     if curves.steps:
         xs, _, rates = zip(*curves.steps, strict=True)
         axes.plot(xs, rates, color=colour, linewidth=1, **looks)

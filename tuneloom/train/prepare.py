@@ -15,7 +15,7 @@ import torch
 
 from tuneloom.adapters.attach import attach_adapter, count_parameters
 from tuneloom.adapters.store import load_adapter
-from tuneloom.config import Config
+from tuneloom.config import Config, TrainingConfig
 from tuneloom.data.plan import StepSchedule, plan_step
 from tuneloom.data.prepare import PreparedData, Progress, Replay, no_progress, prepare_data
 from tuneloom.data.render import Renderer
@@ -29,7 +29,7 @@ from tuneloom.models.load import load_base_model, load_tokenizer_folder, pick_de
 from tuneloom.models.precision import Precision, choose_precision
 from tuneloom.models.source import ModelSource, resolve_model, silent
 from tuneloom.train.choose import Choice, choose
-from tuneloom.train.estimate import Estimate, Outlook, look_ahead, measured, watched_answers
+from tuneloom.train.estimate import Estimate, Outlook, Place, look_ahead, measured, watched_answers
 from tuneloom.train.kernels import limit_kernels
 from tuneloom.train.limits import require_memory, require_memory_of_training, weight_bytes
 from tuneloom.train.measure import heaviest_micro_batch
@@ -148,6 +148,7 @@ class Job:
                 f"{schedule.num_steps:,} ({epochs:.2f} epochs of {schedule.steps_per_epoch:,})",
             ),
             ("schedule", f"{training.lr_scheduler_type}, peak {training.learning_rate:g}, warm-up {warmup} steps"),
+            *([("early stopping", _patience(training))] if training.early_stopping_patience else []),
             ("micro-batches", f"of at most {self.tokens_per_microbatch:,} tokens, {self.choice.attention} attention"),
             *self._prefixes(),
             *([("recomputed", f"activations of {layers:,} layers")] if (layers := self.choice.fit.recomputed_layers) else []),
@@ -350,19 +351,12 @@ def look_at(
     share = 1 / ranks.num_ranks if sharded else 1.0
     require_memory(base, whole * (share * ranks.local_ranks + sharded), device)  # one at a time is loaded whole
     data = _data_of(config, renderer, strict, within, partial(unanswered, renderer))
-    schedule = StepSchedule.of(config.training, len(data.train), (plan or {}).get("num_processes", 1 if plan else ranks.num_ranks))
-    budgets = [plan["tokens_per_microbatch"]] if plan else _budgets(config, device)
-    outlook = look_ahead(
-        config,
-        base,
-        precision.dtype,
-        device,
-        data.train,
-        schedule,
-        budgets,
-        free_bytes=free_for_each(device, ranks),
-        weight_share=share,
+    schedule = StepSchedule.of(
+        config.training, len(data.train), (plan or {}).get("num_processes", 1 if plan else ranks.num_ranks)
     )
+    budgets = [plan["tokens_per_microbatch"]] if plan else _budgets(config, device)
+    place = Place(precision.dtype, device, free_for_each(device, ranks), share)
+    outlook = look_ahead(config, base, place, data.train, schedule, budgets)
     return Ahead(config, base, base_fingerprint, renderer, precision, device, start, data, outlook, sharded)
 
 
@@ -416,6 +410,11 @@ def _fitted(
         return fit, heaviest(fit.tokens_per_microbatch)
 
     return fitted
+
+
+def _patience(training: TrainingConfig) -> str:
+    """Return when training ends early."""
+    return f"after {training.early_stopping_patience} evaluations without a better validation loss"
 
 
 def device_name(device: torch.device) -> str:

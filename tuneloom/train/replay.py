@@ -77,7 +77,6 @@ def replay_samples(
     cache = ranks.agreed(lambda: _Cache(base_fingerprint, precision))
     new = {tuple(prompt): c for prompt, c in zip(prompts, asked, strict=True) if cache.get(prompt) is None}
 
-
     def write() -> list[list[int]]:
         answers = generator.answers(
             list(new.values()),

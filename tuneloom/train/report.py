@@ -92,6 +92,7 @@ def _results(job: Job, run: RunDirectory) -> list[tuple[str, str]]:
         ("trainable parameters", f"{trainable:,} of {whole:,} ({trainable / whole:.2%})"),
         ("training set", f"{len(job.data.train):,} samples, {job.data.report.train['supervised_tokens']:,} supervised tokens"),
         ("steps", f"{end['step']:,} of {training.num_samples_per_step} samples"),
+        *(("ended early", event["message"]) for event in run.history("early_stop")[-1:] if event["step"] == end["step"]),
         ("learning rate", f"{training.learning_rate:g}, {training.lr_scheduler_type}"),
         ("precision", job.precision.name),
         ("time in steps", f"{duration(end['seconds'])}, {duration(job.estimate.seconds or 0)} expected"),
@@ -110,7 +111,7 @@ def _results(job: Job, run: RunDirectory) -> list[tuple[str, str]]:
 
 def _peak(job: Job, run: RunDirectory) -> float:
     """Return the most memory of the run, in GiB: as its steps have it, and of this process to its end."""
-    return max([peak_memory_gib(job.device), *(event["peak_memory_gib"] for event in run.history("step"))])
+    return max([peak_memory_gib(job.device), *(float(event["peak_memory_gib"]) for event in run.history("step"))])
 
 
 def _useful(job: Job, gflops: float) -> str:

@@ -14,7 +14,7 @@ from tuneloom.adapters.attach import count_parameters
 from tuneloom.adapters.store import restore_adapter, save_adapter
 from tuneloom.config import Config, dump_config
 from tuneloom.errors import Interrupted, TuneloomError
-from tuneloom.evaluation.predict import predict, turn_rows
+from tuneloom.evaluation.predict import turn_rows
 from tuneloom.models.source import silent
 from tuneloom.rundir import ADAPTER, CONFIG, DATA_REPORT, ENVIRONMENT, PLAN, RunDirectory, run_name
 from tuneloom.train.checkpoint import read_training_state
@@ -23,9 +23,10 @@ from tuneloom.train.limits import require_room
 from tuneloom.train.loop import Loop
 from tuneloom.train.origin import noted_origin
 from tuneloom.train.prepare import Job, Say, prepare_job
-from tuneloom.train.recorder import Listener, Recorder, no_listener
+from tuneloom.train.recorder import Listener, Recorder, SilentRecorder, no_listener
 from tuneloom.train.report import write_predictions, write_report
 from tuneloom.train.resume import ResumePoint, as_begun, changed_inputs, changed_settings, refuse_changes
+from tuneloom.train.team import team
 
 _NOTHING_YET = "training had not begun"
 
@@ -70,32 +71,54 @@ def finetune(
     Raises:
         UserError, GuardError, Interrupted: see `tuneloom.errors`.
     """
-    with catch_signals() as flag, ExitStack() as stack:
+    ranks = team()
+    with catch_signals() as flag, ranks.ending(), ExitStack() as stack:
+        changes = ranks.agreed(lambda: _begun(config, resume, override, stack))
         if resume is not None:
-            stack.enter_context(resume.run.held())
-            resume.run.sweep()
-        changes = changed_settings(resume.run, config) if resume else {}
-        if resume is not None:
-            refuse_changes(resume.run, changes, override)
             _say_planned(config, resume, say)
-        else:
-            RunDirectory.check_parent(config.output_dir)
         job = prepare(config, resume=resume, strict=strict, say=say, show=show, flag=flag)
         flag.check(_NOTHING_YET)
         if on_job:
             on_job("job", {"job": job})
-        num_there = len(resume.run.checkpoints()) if resume else 0
-        require_room(job.config, count_parameters(job.model)[0], job.schedule, num_there)
-        if resume is None:
-            directory = open_run(job)
-            stack.enter_context(directory.held())
-        else:
-            directory = resume.run
-            changes |= changed_inputs(directory, job.environment())
-            refuse_changes(directory, changes, override)
-            if changes:
-                _set_aside(job, resume, changes, say)
+        directory = ranks.agreed(lambda: _opened(job, resume, changes, override, stack, say))
         return run_job(job, directory, resume, flag, [show])
+
+
+def _begun(config: Config, resume: ResumePoint | None, override: bool, stack: ExitStack) -> dict[str, str]:
+    """Hold the run that is resumed, or see that a new one can be made; return the settings that have changed.
+
+    Raises:
+        UserError: another process holds it, settings that may not change, a folder that cannot be written.
+    """
+    if resume is None:
+        RunDirectory.check_parent(config.output_dir)
+        return {}
+    stack.enter_context(resume.run.held())
+    resume.run.sweep()
+    changes = changed_settings(resume.run, config)
+    refuse_changes(resume.run, changes, override)
+    return changes
+
+
+def _opened(
+    job: Job, resume: ResumePoint | None, changes: dict[str, str], override: bool, stack: ExitStack, say: Say
+) -> RunDirectory:
+    """Return the run's directory: a new one, or the one that is resumed, as it is to go on.
+
+    Raises:
+        UserError: the disk has no room; base, data or origin are not what the run began with.
+    """
+    num_there = len(resume.run.checkpoints()) if resume else 0
+    require_room(job.config, count_parameters(job.model)[0], job.schedule, num_there)
+    if resume is None:
+        directory = open_run(job)
+        stack.enter_context(directory.held())
+        return directory
+    changes = changes | changed_inputs(resume.run, job.environment())
+    refuse_changes(resume.run, changes, override)
+    if changes:
+        _set_aside(job, resume, changes, say)
+    return resume.run
 
 
 def _say_planned(config: Config, resume: ResumePoint, say: Say) -> None:
@@ -132,12 +155,13 @@ def prepare(
             flag.check(_NOTHING_YET)
         say(line)
 
+    ranks = team()
     return prepare_job(
-        as_begun(resume.run, config) if resume else config,
+        ranks.agreed(lambda: as_begun(resume.run, config)) if resume else config,
         strict=strict,
         checkpoint=resume.checkpoint if resume else None,
         plan=resume.plan if resume else None,
-        origin=noted_origin(resume.run) if resume else None,
+        origin=ranks.agreed(lambda: noted_origin(resume.run)) if resume else None,
         say=told,
         within=within,
     )
@@ -174,7 +198,8 @@ def run_job(
     job: Job, directory: RunDirectory, resume: ResumePoint | None, flag: InterruptFlag, listeners: Sequence[Listener]
 ) -> Run:
     """Train, publish, report; the run's state says how it ended, however it ends."""
-    recorder = Recorder(directory, listeners, job.schedule.num_steps, flag.check)
+    kind = Recorder if job.team.is_first else SilentRecorder
+    recorder = kind(directory, listeners, job.schedule.num_steps, flag.check)
     with _told(recorder):
         loop = Loop(job, directory, recorder, flag)
         if resume is not None:
@@ -186,7 +211,7 @@ def run_job(
         recorder.phase("saving")
         if job.config.training.load_best_model_at_end and loop.state.best_step is not None:
             restore_adapter(job.model, directory.checkpoint(loop.state.best_step))
-        recorder.written(lambda: publish_adapter(job, directory))
+        job.team.agreed(lambda: recorder.written(lambda: publish_adapter(job, directory)))
         _predict_test(job, loop, directory, recorder, flag)
         recorder.event(
             "end",
@@ -198,7 +223,7 @@ def run_job(
             tokens_per_second=round(loop.state.tokens / max(loop.state.seconds, 1e-9), 2),
             useful_gflops=round(loop.state.useful_gflop / max(loop.state.seconds, 1e-9), 1),
         )
-        recorder.written(lambda: write_report(job, directory))
+        job.team.agreed(lambda: recorder.written(lambda: write_report(job, directory)))
     recorder.phase("done", result=ADAPTER)
     return Run(directory)
 
@@ -232,9 +257,8 @@ def _predict_test(job: Job, loop: Loop, directory: RunDirectory, recorder: Recor
 
     recorder.phase("evaluating")
     rows = turn_rows(job.data.test_conversations)
-    batch_size = job.config.training.per_device_eval_batch_size
-    found = predict(loop.generator, rows, job.config.generation, batch_size, within)
-    recorder.written(lambda: write_predictions(directory, found))
+    found = loop.predicted(rows, within)
+    job.team.agreed(lambda: recorder.written(lambda: write_predictions(directory, found)))
     recorder.event("test", step=loop.state.step, rows=len(found.rows), **found.scores)
 
 

@@ -1,8 +1,8 @@
 """The processes that train one run together: started by torchrun, one a device, each a rank; a training alone is a team of one.
 
-The ranks do the same in the same order, each on its share of a step's samples. What one of them measures or reads and all go by
-is the first rank's; the first rank alone writes. Processes are joined by accelerate; words, numbers and signals travel over gloo,
-beside whatever the devices use for tensors.
+The ranks do the same in the same order, each on its share of a step's samples. What one of them measures or reads and all go
+by is the first rank's; the first rank alone writes. Processes are joined by accelerate; words, numbers and signals travel over
+gloo, beside whatever the devices use for tensors.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Team:
             flat = torch.cat([tensor.reshape(-1) for tensor in alike])
             with _noticed():
                 distributed.all_reduce(flat)
-            for tensor, summed in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+            for tensor, summed in zip(alike, torch.split(flat, [tensor.numel() for tensor in alike]), strict=True):
                 tensor.copy_(summed.view_as(tensor))
 
     def take_over(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -167,7 +167,7 @@ class Team:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """After the block wait for the other ranks to come to its end too, however it ends, so that none is ended while it saves.
+        """After the block, however it ends, wait for the other ranks to come there: none is to be ended while it saves.
 
         Not where the block fails by what nobody expected, or without the others.
         """
@@ -186,6 +186,7 @@ class Team:
 
         with suppress(RuntimeError):
             distributed.barrier(group=self._end)
+            distributed.destroy_process_group()
 
     def _broadcast(self, told: list[Any]) -> None:
         from torch import distributed

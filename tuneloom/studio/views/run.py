@@ -212,6 +212,8 @@ class RunPage:
             told.append(("bad", self.texts(f"run.{standing.phase}_note"), self._heard(standing.reason or standing.last_words)))
         elif standing.phase == "interrupted":
             told.append(("", self.texts("run.paused_note", step=standing.step or 0), self._heard(standing.reason or "")))
+        if standing.early_stop:
+            told.append(("", self.texts("run.early_note"), self._heard(standing.early_stop)))
         if standing.attempt:
             told.append(("bad", self.texts("run.job_failed"), self._heard(standing.attempt)))
         if refusal is not None:
