@@ -50,7 +50,9 @@ def test_the_parts_add_up_and_json_has_them_all(quick: bool, tiny_model: Path, r
     told = json.loads(done.stdout)
     memory = told["memory_gib"]
     assert memory["peak"] == pytest.approx(max(memory["loading"], sum(memory[part] for part in PARTS)), abs=0.005)
-    assert all(memory[part] > 0 for part in ("process", "weights", "activations"))
+    assert memory["process"] > 0
+    assert memory["weights"] > 0
+    assert not quick or memory["activations"] > 0  # measured, it may be what this process has held before
     assert (told["steps"], told["trained_parameters"], told["measured"]) == (3, 32_768, not quick)
     if quick:
         assert told["seconds"] is told["seconds_per_step"] is told["tokens_per_second"] is None

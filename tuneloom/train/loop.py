@@ -26,6 +26,7 @@ from tuneloom.train.measure import peak_memory_gib
 from tuneloom.train.optim import scheduler_state
 from tuneloom.train.prepare import Job
 from tuneloom.train.recorder import Recorder
+from tuneloom.train.sharding import let_go
 from tuneloom.train.team import lost, peer_lost
 from tuneloom.train.tracker import open_tracker
 from tuneloom.types import Conversation, Message
@@ -208,6 +209,8 @@ class Loop:
         last = last or self.stops_early
         best = self.settings.load_best_model_at_end and self.state.best_step == step
         if last or best or schedule.due(self.settings.save_steps, step):
+            if self.job.is_sharded:
+                let_go(self.job.model)
             self.team.agreed(self._checkpoint)
         self.recorder.phase("training")
 

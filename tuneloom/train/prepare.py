@@ -37,7 +37,7 @@ from tuneloom.train.memory import Fit, falling_budgets, fit_to_memory, free_for_
 from tuneloom.train.optim import build_optimizer, build_scheduler, warmup_steps
 from tuneloom.train.origin import Origin, aimed, find_origin, load_origin, shaped
 from tuneloom.train.replay import replay_samples, unanswered
-from tuneloom.train.sharding import is_sharded, shard
+from tuneloom.train.sharding import bring_together_once, is_sharded, shard
 from tuneloom.train.team import Team, team
 from tuneloom.train.tracker import tracker_or_error
 from tuneloom.types import Layout, MicroBatch
@@ -284,6 +284,7 @@ def _loaded(ahead: Ahead, checkpoint: Path | None) -> tuple[Config, PeftModel]:
     with ranks.in_turn():
         config, adapted = load(torch.device("cpu"))
         shard(adapted, ahead.device)
+    bring_together_once(adapted)
     return config, adapted
 
 

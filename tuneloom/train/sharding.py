@@ -53,7 +53,7 @@ def is_sharded(wanted: str, weight_bytes: float, device: torch.device, team: Tea
 
 
 def shard(model: PeftModel, device: torch.device) -> None:
-    """Share out the frozen weights of an adapted model among the ranks, in place; all of them call it.
+    """Share out the frozen weights of an adapted model among the ranks, in place; all of them call it, at any time.
 
     Args:
         model: its weights whole, on any device.
@@ -79,3 +79,25 @@ def shard(model: PeftModel, device: torch.device) -> None:
         fully_shard(module, mesh=mesh, ignored_params=trained)
     for buffer in base.buffers():
         buffer.data = buffer.data.to(device)
+
+
+def bring_together_once(model: PeftModel) -> None:
+    """Have every unit's weights come together and be let go, all ranks at once.
+
+    What they come together in is made then: the first pass may be one in inference mode, whose tensors no other can write to.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+    let_go(model)
+
+
+def let_go(model: PeftModel) -> None:
+    """Have every unit in parts again, on all ranks: a pass leaves the outermost together, reading one's state on a rank does not."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
