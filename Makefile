@@ -7,6 +7,9 @@ PIP_ARGS ?=
 export PIP_ARGS
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
+# Two processes with a thread each. A file's tests go to one of them, which makes what they share once; the files go in their order.
+PARTED := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: help bench demo test test-all check golden format setup dev clean
 .DEFAULT_GOAL := help
 
@@ -46,9 +49,9 @@ check: dev
 
 # The browser tests drive Debian's chromium at /usr/bin/chromium; they are skipped, and say so, where it is not.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not real and not slow and not browser" --ignore=tests/test_golden.py
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "browser and not real and not slow"
-	$(BIN)/pytest -q -m "real and not slow"
+	$(PARTED) -m "not real and not slow and not browser" --ignore=tests/test_golden.py
+	$(PARTED) -m "browser and not real and not slow"
+	$(PARTED) -m "real and not slow"
 
 test-all: test
 	$(BIN)/pytest -q -m slow

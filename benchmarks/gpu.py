@@ -171,14 +171,13 @@ def draw(work: str, generator: np.random.Generator, prompt_T: np.ndarray, vocabu
     return Sample(ids_T[:end], mask_T[:end])
 
 
-def steps_of(work: str, count: int, base: Any, cutoff: int) -> list[Step]:
+def steps_of(work: str, count: int, base: Any, cutoff: int, samples: int = SAMPLES_PER_STEP) -> list[Step]:
     """Return steps of a work, the same for every side."""
     generator = np.random.default_rng(42)
     vocabulary = base.config.vocab_size
     prompt_T = generator.integers(min(FIRST_ID, vocabulary // 2), vocabulary, 257 * cutoff // 1024).astype(np.int32)
     return [
-        counted(tuple(draw(work, generator, prompt_T, vocabulary, cutoff) for _ in range(SAMPLES_PER_STEP)), base)
-        for _ in range(count)
+        counted(tuple(draw(work, generator, prompt_T, vocabulary, cutoff) for _ in range(samples)), base) for _ in range(count)
     ]
 
 
@@ -424,7 +423,8 @@ def results(arguments: argparse.Namespace, device: torch.device) -> list[Figures
             found += [Figures(name, work, "all", failed="left out: time is up") for work in arguments.work]
             continue
         base = build(name, arguments.layers, device, tiny)
-        works = {work: steps_of(work, arguments.steps + 2, base, 128 if tiny else 1024) for work in arguments.work}
+        cutoff, samples = (128, 4) if tiny else (1024, SAMPLES_PER_STEP)
+        works = {work: steps_of(work, arguments.steps + 2, base, cutoff, samples) for work in arguments.work}
         for side in sides_for(base, tiny):
             for work, steps in works.items():
                 line = Figures(name, work, side.name)

@@ -26,7 +26,7 @@ _GIVEN_THREADS = os.environ.get(_THREADS)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """One thread for the tiny model, which is quicker so, the more on a busy machine; the real one has them all."""
+    """One thread for the tiny model, which is quicker so, the more on a busy machine; the real one has all, or those given."""
     real = item.get_closest_marker("real") is not None
     threads = _GIVEN_THREADS if real else "1"
     if threads is None:
@@ -145,6 +145,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ.setdefault("TUNELOOM_CACHE", str(folder))
     return Path(os.environ["TUNELOOM_CACHE"])
+
+
+@pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check merged exports in this process: a fresh one, which test_export proves, takes seconds to import the engine."""
+    from tuneloom.exporting import merged, verify
+
+    monkeypatch.setattr(merged, "verify_in_fresh_process", verify.verify)
 
 
 @pytest.fixture

@@ -53,17 +53,19 @@ def empty_parent(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("run", "model", "untied"),
+    ("run", "model", "untied", "checked"),
     [
-        pytest.param("dora_all_layers_run", "tiny_model", True, id="dora all-layers, tied"),
-        pytest.param("lora_run", "untied_model", True, id="lora all-linear"),
-        pytest.param("dora_run", "tiny_model", False, id="dora all-linear, tied", marks=pytest.mark.slow),
-        pytest.param("finished_run", "tiny_model", True, id="lora all-layers, tied", marks=pytest.mark.slow),
+        pytest.param("dora_all_layers_run", "tiny_model", True, "freshly", id="dora all-layers, tied"),
+        pytest.param("lora_run", "untied_model", True, "here", id="lora all-linear"),
+        pytest.param("dora_run", "tiny_model", False, "freshly", id="dora all-linear, tied", marks=pytest.mark.slow),
+        pytest.param("finished_run", "tiny_model", True, "freshly", id="lora all-layers, tied", marks=pytest.mark.slow),
     ],
 )
 def test_a_merged_export_is_verified_and_equal_in_plain_transformers(
-    run: str, model: str, untied: bool, empty_parent: Path, request: pytest.FixtureRequest
+    run: str, model: str, untied: bool, checked: str, empty_parent: Path, request: pytest.FixtureRequest
 ) -> None:
+    if checked == "here":
+        request.getfixturevalue("checked_here")
     source: Path = request.getfixturevalue(run)
     said: list[str] = []
     done = export_merged(resolve_target(str(source)), empty_parent / "out", max_shard_size="1MB", say=said.append)
@@ -104,7 +106,7 @@ def test_a_merged_export_is_verified_and_equal_in_plain_transformers(
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])
 def test_a_16_bit_export_of_a_checkpoint_passes_its_check(
-    precision: str, dtype: str, lora_run: Path, empty_parent: Path
+    precision: str, dtype: str, lora_run: Path, empty_parent: Path, checked_here: None
 ) -> None:
     checkpoint = lora_run / "checkpoint-3"
     done = export_merged(resolve_target(str(checkpoint)), empty_parent / "out", precision=precision, say=silent)

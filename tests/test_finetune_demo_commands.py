@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import runpy
 import shutil
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from helpers import ROWS, asked, plain_base, run_python
+from helpers import ROWS, asked, plain_base, run_python, script
 
 from tuneloom.adapters.target import load_target, resolve_target
 from tuneloom.generate.generator import Generator
@@ -49,15 +44,6 @@ peft_config:
 """
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a script ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory in which finetune_hf.py has run, in a process of its own."""
@@ -81,22 +67,6 @@ def workplace(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     folder = shutil.copytree(trained, tmp_path / "demo")
     monkeypatch.chdir(folder)
     return folder
-
-
-def script(name: str, *arguments: str) -> Done:
-    """Run one of the root's files as `python3 NAME ...` does, in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
-    sys.argv = [name, *arguments]
-    code = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(ROOT / name), run_name="__main__")
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 0
-    finally:
-        sys.argv = before
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 def steps(run: Path) -> list[int]:
@@ -202,7 +172,7 @@ def test_inference_hf_prints_an_answer(workplace: Path) -> None:
     assert "checkpoint-4" in done.stderr
 
 
-def test_model_export_hf_writes_a_model_that_loads(workplace: Path) -> None:
+def test_model_export_hf_writes_a_model_that_loads(workplace: Path, checked_here: None) -> None:
     done = script("model_export_hf.py", "output/checkpoint-4/", "--out-dir", "./merged-01")
     assert done.code == 0, done.stderr
     assert "written   merged-01 (fp32)" in done.stdout

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from chaos.small_disk import CHANGES
 from conftest import ROOT
-from helpers import assert_mendable, run_python, sha256, tiny_config
+from helpers import assert_mendable, run_python, script, sha256, tiny_config
 
 from tuneloom.config import load_config
 from tuneloom.errors import Interrupted, UserError
@@ -38,15 +38,16 @@ def own_mounts() -> list[str]:
     return command
 
 
-def on_a_small_disk(scenario: str, model: Path, rows: Path, folder: Path) -> dict[str, Any]:
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def on_small_disks(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What came of each scenario, all in one process, and under `folder` the folder of their disks."""
+    folder = tmp_path_factory.mktemp("disks")
     script = ROOT / "tests" / "chaos" / "small_disk.py"
-    command = [*own_mounts(), sys.executable, script, scenario, model, rows, folder]
+    command = [*own_mounts(), sys.executable, script, tiny_model, rows_file, folder]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return {**json.loads(done.stdout.splitlines()[-1]), "folder": folder}
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +57,16 @@ def undisturbed(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.Temp
 
 
 def test_a_run_waits_for_room_and_ends_as_if_there_had_always_been_some(
-    tiny_model: Path, rows_file: Path, tmp_path: Path, undisturbed: str
+    on_small_disks: dict[str, Any], undisturbed: str
 ) -> None:
-    found = on_a_small_disk("wait", tiny_model, rows_file, tmp_path / "disk")
-    assert found["told"][0] == f"the disk is full; waiting for room in {tmp_path / 'disk' / 'run'}"
+    found = on_small_disks["wait"]
+    assert found["told"][0] == f"the disk is full; waiting for room in {on_small_disks['folder'] / 'wait' / 'run'}"
     assert (found["steps"], found["hidden"]) == ([1, 2, 3, 4, 5, 6], [])
     assert found["sha256"] == undisturbed
 
 
-def test_a_run_that_is_stopped_while_it_waits_keeps_its_checkpoints(
-    tiny_model: Path, rows_file: Path, tmp_path: Path, undisturbed: str
-) -> None:
-    found = on_a_small_disk("stop", tiny_model, rows_file, tmp_path / "disk")
+def test_a_run_that_is_stopped_while_it_waits_keeps_its_checkpoints(on_small_disks: dict[str, Any], undisturbed: str) -> None:
+    found = on_small_disks["stop"]
     assert found["exit_code"] == 143
     assert found["message"] == "interrupted by SIGTERM; kept: checkpoint-2; the disk is full"
     assert found["checkpoints"] == [2]
@@ -75,20 +74,16 @@ def test_a_run_that_is_stopped_while_it_waits_keeps_its_checkpoints(
     assert found["sha256"] == undisturbed
 
 
-def test_a_disk_without_room_for_the_checkpoints_is_refused_before_a_run_is_made(
-    tiny_model: Path, rows_file: Path, tmp_path: Path
-) -> None:
-    found = on_a_small_disk("tight", tiny_model, rows_file, tmp_path / "disk")
+def test_a_disk_without_room_for_the_checkpoints_is_refused_before_a_run_is_made(on_small_disks: dict[str, Any]) -> None:
+    found = on_small_disks["tight"]
     assert found["exit_code"] == 2
     assert "the disk has too little room for the run's checkpoints" in found["message"]
     assert "room for 4 checkpoints" in found["message"]
     assert (found["steps"], found["checkpoints"]) == ([], [])
 
 
-def test_a_disk_that_gets_read_only_is_told_and_so_are_new_and_resumed_runs(
-    tiny_model: Path, rows_file: Path, tmp_path: Path
-) -> None:
-    found = on_a_small_disk("read-only", tiny_model, rows_file, tmp_path / "disk")
+def test_a_disk_that_gets_read_only_is_told_and_so_are_new_and_resumed_runs(on_small_disks: dict[str, Any]) -> None:
+    found = on_small_disks["read-only"]
     for told, what in (
         (found, "cannot write the run's folder"),
         (found["new"], "cannot write the output folder"),
@@ -134,8 +129,8 @@ def test_a_second_trainer_is_refused_until_the_first_is_gone_however_it_goes(sto
             finetune(load_config(stopped_run.config), resume=point)
         assert_mendable(caught.value)
         assert caught.value.exit_code == 2
-        again = run_python("-m", "tuneloom", "finetune", "--resume-from", path, cwd=path)
-        assert again.returncode == 2
+        again = script("-m", "tuneloom", "finetune", "--resume-from", path)
+        assert again.code == 2
         assert "the run is being trained right now" in again.stderr
     finally:
         holder.send_signal(signal.SIGKILL)
@@ -183,45 +178,32 @@ def test_a_torn_metrics_line_costs_no_event_but_itself(stopped_run: RunDirectory
 
 # Signals.
 
-WORKER = """
-import os, signal, sys
-sys.path[:0] = {paths!r}
-if {ignored}:  # as a shell starts what runs in its background
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-from pathlib import Path
-from helpers import tiny_config
-from tuneloom.cli.main import run
-from tuneloom.train.run import finetune
-
-def show(event, fields):
-    if event == "step" and fields["step"] == 2:
-        for number in {signals!r}:
-            os.kill(os.getpid(), number)
-
-model, rows, output = map(Path, sys.argv[1:])
-run(lambda: finetune(tiny_config(model, rows, output, {{"training.max_steps": 3, "training.save_steps": 1}}), show=show))
-"""
+SIGNALS = {
+    "Ctrl-C, then SIGTERM": ((signal.SIGINT, signal.SIGTERM), False, -signal.SIGTERM),
+    "Ctrl-C twice": ((signal.SIGINT, signal.SIGINT), False, 130),
+    "SIGINT twice, in the background": ((signal.SIGINT, signal.SIGINT), True, 130),
+}
+"""What is sent, whether SIGINT was ignored at first, and the exit code."""
 
 
-@pytest.mark.parametrize(
-    ("signals", "ignored", "code"),
-    [
-        ((signal.SIGINT, signal.SIGTERM), False, -signal.SIGTERM),
-        ((signal.SIGINT, signal.SIGINT), False, 130),
-        ((signal.SIGINT, signal.SIGINT), True, 130),
-    ],
-    ids=["Ctrl-C, then SIGTERM", "Ctrl-C twice", "SIGINT twice, in the background"],
-)
-def test_a_second_signal_ends_a_process_at_once(
-    signals: tuple[int, int], ignored: bool, code: int, tiny_model: Path, rows_file: Path, tmp_path: Path
-) -> None:
-    worker = WORKER.format(paths=[str(ROOT), str(ROOT / "tests")], signals=[int(number) for number in signals], ignored=ignored)
-    done = run_python("-c", worker, tiny_model, rows_file, tmp_path / "runs", cwd=tmp_path)
-    run = RunDirectory(tmp_path / "runs" / "run")
-    assert done.returncode == code, done.stderr
+@pytest.fixture(scope="module")
+def signalled(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """How a training ended that was sent each pair of signals, and under `folder` the folder of their runs."""
+    folder = tmp_path_factory.mktemp("signals")
+    cases = json.dumps({name: [signals, ignored] for name, (signals, ignored, _) in SIGNALS.items()})
+    done = run_python(ROOT / "tests" / "chaos" / "two_signals.py", cases, tiny_model, rows_file, folder, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return {**json.loads(done.stdout), "folder": folder}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_second_signal_ends_a_process_at_once(name: str, signalled: dict[str, Any]) -> None:
+    run = RunDirectory(signalled["folder"] / name / "run")
+    said = signalled[name]["said"]
+    assert signalled[name]["code"] == SIGNALS[name][2], said
     assert list(run.checkpoints()) == [1], "it did not stay to save another"
-    assert find_resume(str(run.path), tmp_path).checkpoint == run.checkpoint(1)
-    assert "Traceback" not in done.stderr
+    assert find_resume(str(run.path), run.path.parent).checkpoint == run.checkpoint(1)
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("at", ["loading", "measuring"])

@@ -128,7 +128,9 @@ def test_it_reloads_on_the_quantised_base_bit_for_bit_and_on_the_unquantised_one
 
 
 @pytest.mark.parametrize("kind", ["4bit lora", "8bit dora"], indirect=True)
-def test_the_merged_export_has_the_unquantised_weights_and_says_so(trained: Trained, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_merged_export_has_the_unquantised_weights_and_says_so(
+    trained: Trained, tiny_model: Path, tmp_path: Path, checked_here: None
+) -> None:
     said: list[str] = []
     made = export_merged(resolve_target(str(trained.run.directory.path)), tmp_path / "merged", say=said.append)
     assert "the base was quantised in training; merging into its unquantised weights" in said

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = ("--set", "training.max_steps=1", "--set", "data.train=self_cognition_en", "--set", "evaluation.prompts=[]")
+CHANGES = {
+    "training.max_steps": "1",
+    "training.gradient_accumulation_steps": "1",
+    "data.train": "self_cognition_en",
+    "evaluation.prompts": "[]",
+    "generation.max_new_tokens": "16",  # of the chats and answers after it as well
+}
+SHORT = [word for key, value in CHANGES.items() for word in ("--set", f"{key}={value}")]
 
 
 def commands(name: str) -> list[list[str]]:

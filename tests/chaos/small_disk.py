@@ -1,10 +1,10 @@
-"""Train on a disk of a few megabytes of this process's own; prints as JSON what came of it.
+"""Train on disks of a few megabytes of this process's own; prints as JSON what came of each scenario.
 
-    unshare -Urm python tests/chaos/small_disk.py SCENARIO MODEL ROWS FOLDER
+    unshare -Urm python tests/chaos/small_disk.py MODEL ROWS FOLDER
 
-FOLDER becomes a tmpfs that nobody else sees. Scenarios, the first three after the first checkpoint: `wait`: the disk fills, and
-gets room while the run waits; `stop`: it fills, and SIGTERM comes while the run waits; `read-only`: it takes nothing more;
-`tight`: it has no room from the start.
+FOLDER gets a folder for each scenario, a tmpfs that nobody else sees. Scenarios, the first three after the first checkpoint:
+`wait`: the disk fills, and gets room while the run waits; `stop`: it fills, and SIGTERM comes while the run waits; `read-only`:
+it takes nothing more; `tight`: it has no room from the start.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 SIZE_MB = 12
+SCENARIOS = ("wait", "stop", "read-only", "tight")
 CHANGES = {"adapter.r": 16, "training.max_steps": 6, "training.save_steps": 2, "training.save_total_limit": 2}
 
 
@@ -74,13 +75,14 @@ def tried(config: Any, **how: Any) -> dict[str, Any]:
     return {}
 
 
-def main() -> None:
-    scenario, model, rows, folder = sys.argv[1], *map(Path, sys.argv[2:])
+def played(scenario: str, model: Path, rows: Path, folder: Path) -> dict[str, Any]:
+    """Train on a small disk in a folder; return what came of it."""
     from helpers import sha256, tiny_config
 
     from tuneloom.rundir import RunDirectory
     from tuneloom.train.resume import find_resume
 
+    folder.mkdir()
     disk = Disk(folder)
     config = tiny_config(model, rows, folder, CHANGES)
     run = RunDirectory(folder / "run")
@@ -99,7 +101,12 @@ def main() -> None:
     found["hidden"] = [path.name for path in run.path.glob(".*")] if run.path.is_dir() else []
     adapter = run.adapter / "adapter_model.safetensors"
     found["sha256"] = sha256(adapter) if adapter.is_file() else None
-    print(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    model, rows, folder = map(Path, sys.argv[1:])
+    print(json.dumps({scenario: played(scenario, model, rows, folder / scenario) for scenario in SCENARIOS}))
 
 
 if __name__ == "__main__":

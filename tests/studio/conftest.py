@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import ROOT
 
+from tuneloom.studio.guard import COOKIE
+
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
 PATIENCE_SECONDS = 60
@@ -34,7 +36,8 @@ TOLD = """() => {
 class RunningStudio:
     """A studio's process on a folder of runs.
 
-    `url` holds the one-time token; `base` is the address without it, the same after a restart.
+    `url` holds the one-time token; `base` is the address without it, the same after a restart. `key` is the cookie that a
+    visitor got for the token, with which the next ones come in.
     """
 
     runs: Path
@@ -42,6 +45,7 @@ class RunningStudio:
     environment: dict[str, str]
     port: int = 0
     url: str = ""
+    key: list[Any] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -60,7 +64,7 @@ class RunningStudio:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
             )
-        self.url = self._address(begin)
+        self.url, self.key = self._address(begin), []
         self.port = urlsplit(self.url).port or 80
         return self
 
@@ -167,15 +171,21 @@ class Visit:
 
     def open(self, path: str = "/") -> Any:
         """Open a path of the studio, with the token at the first time; return the page when it is connected."""
-        if not self.context.cookies():
+        if not self._holds_key():
+            self.context.add_cookies(self.studio.key)
+        if self._holds_key():
+            self.page.goto(self.studio.base + path)
+        else:
             self.page.goto(self.studio.url)
             self.page.wait_for_url(f"{self.studio.base}/")
+            self.studio.key = [cookie for cookie in self.context.cookies() if cookie["name"].startswith(COOKIE)]
             if path != "/":
                 self.page.goto(self.studio.base + path)
-        else:
-            self.page.goto(self.studio.base + path)
         self.connected()
         return self.page
+
+    def _holds_key(self) -> bool:
+        return any(cookie["name"].startswith(COOKIE) for cookie in self.context.cookies())
 
     def connected(self) -> None:
         """Wait until the page talks with the server, and what the server had to tell it at first is told.

@@ -91,7 +91,7 @@ def evil_site() -> Iterator[int]:
 def test_a_page_of_another_site_gets_nothing(
     studio: RunningStudio, visit: Callable[..., Visit], evil_site: int, name: str
 ) -> None:
-    visitor = visit(studio.restart())
+    visitor = visit(studio)
     visitor.ignored = [""]  # all that fails here is meant to
     visitor.open()
     evil = visitor.context.new_page()
@@ -207,7 +207,7 @@ def test_uploaded_rows_and_the_name_of_their_file_are_text(
     file = tmp_path / "<img src=x onerror=alert(1)>{{7*7}}.jsonl"
     good = {"messages": [{"role": "user", "content": ATTACK}, {"role": "assistant", "content": ATTACK}]}
     file.write_text(f"{json.dumps(good)}\n{json.dumps({'messages': ATTACK})}\n{ATTACK}\n", encoding="utf-8")
-    page = visit(studio.restart()).open()
+    page = visit(studio).open()
     page.locator("input[type=file]").first.set_input_files(file)
     report = page.locator(".new-report", has_text=".jsonl")
     report.get_by_text("3 rows read, 1 usable, 2 dropped").wait_for()
@@ -266,7 +266,7 @@ def upload_address(studio: RunningStudio, visit: Callable[..., Visit], tmp_path:
     """Let the page upload a small file; return the visitor, and where the file went."""
     Drafts(studio.runs).save(Draft("oversized", new_values()))
     shutil.rmtree(studio.runs / ".studio" / "uploads", ignore_errors=True)
-    visitor = visit(studio.restart())
+    visitor = visit(studio)
     page = visitor.open()
     small = tmp_path / "small.jsonl"
     small.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
@@ -346,7 +346,7 @@ def test_a_body_that_hides_its_length_is_cut_and_one_between_the_limits_is_told(
 
 
 def test_what_stands_in_an_address_is_text(studio: RunningStudio, visit: Callable[..., Visit]) -> None:
-    visitor = visit(studio.restart())
+    visitor = visit(studio)
     visitor.ignored = ["status of 404"]
     hostile = 'a" onclick="document.title=1" x="</script><script>document.title=1</script>'
     page = visitor.open()

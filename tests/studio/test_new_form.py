@@ -197,6 +197,7 @@ def test_the_yaml_that_is_shown_is_what_the_job_gets_and_one_wish_is_one_job(tmp
         after = drafts.load()
         assert after.key != draft.key and after.values == draft.values
     finally:
+        jobs.stop(jobs_made[0])
         end(jobs_made[0])
 
 

@@ -52,7 +52,7 @@ def wait_for(page: Any, found: Callable[[], Any]) -> Any:
 def test_a_name_and_two_quick_clicks_on_start_train_one_run(
     studio: RunningStudio, visit: Callable[..., Visit], tiny_draft: Drafts
 ) -> None:
-    visitor = visit(studio.restart())
+    visitor = visit(studio)
     visitor.ignored.append("404")  # the run's view may not be there
     page = visitor.open()
     start = page.get_by_role("button", name="Start", exact=True)
@@ -87,7 +87,7 @@ def test_an_uploaded_file_shows_its_bad_row_as_text_and_a_refresh_keeps_the_form
     script = "<img src=x onerror=\"document.title='broken in'\">"
     good = {"messages": [{"role": "user", "content": script}, {"role": "assistant", "content": "Hello!"}]}
     rows.write_text(f"{json.dumps(good)}\n{json.dumps({'messages': 3})}\n", encoding="utf-8")
-    visitor = visit(studio.restart())
+    visitor = visit(studio)
     page = visitor.open()
     page.locator("input[type=file]").first.set_input_files(rows)
     report = page.locator(".new-report", has_text="my_rows.jsonl")
@@ -109,7 +109,7 @@ def test_an_uploaded_file_shows_its_bad_row_as_text_and_a_refresh_keeps_the_form
 def test_with_the_keyboard_alone_a_method_and_an_effort_are_chosen(
     studio: RunningStudio, visit: Callable[..., Visit], tiny_draft: Drafts
 ) -> None:
-    visitor = visit(studio.restart())
+    visitor = visit(studio)
     page = visitor.open()
 
     def focused() -> str:
@@ -161,7 +161,7 @@ def test_with_the_keyboard_alone_a_method_and_an_effort_are_chosen(
 def test_advanced_tells_a_mistake_beside_its_control_why_one_is_off_and_another_tab_sees_it(
     studio: RunningStudio, visit: Callable[..., Visit], tiny_draft: Drafts
 ) -> None:
-    visitor = visit(studio.restart())
+    visitor = visit(studio)
     page, other = visitor.open(), visitor.context.new_page()
     other.goto(studio.base)
     page.get_by_text("Advanced: every setting").click()

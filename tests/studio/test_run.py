@@ -179,7 +179,7 @@ def test_a_job_that_makes_no_run_shows_its_last_words(
     studio: RunningStudio, visit: Opened, model: Path, tmp_path: Path
 ) -> None:
     job = start(studio, model, tmp_path / "nowhere.jsonl", "unborn")
-    page = visit(studio.restart()).open(f"/runs/job-{job.id}")
+    page = visit(studio).open(f"/runs/job-{job.id}")
     phase(page, "failed")
     assert "nowhere.jsonl" in page.locator(".note.bad").inner_text()
     assert page.get_by_role("button", name="Stop").count() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -45,12 +46,13 @@ def ended(studio: Studio) -> RunDirectory:
 
 @pytest.fixture
 def process(studio: Studio) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that holds the run `live` as a trainer does, and notes how often it was asked to end."""
+    """A process that holds the run `live` as a trainer does, notes how often it was asked to end, and ends at SIGWINCH."""
     run = make_run(studio.runs, "live")
     code = """
 import signal, sys, time
 held = open(sys.argv[1], "ab")
 signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+signal.signal(signal.SIGWINCH, lambda *_: sys.exit())
 print("up", flush=True)
 while True:
     time.sleep(0.01)
@@ -153,16 +155,17 @@ def test_a_run_that_others_continue_from_keeps_its_name(studio: Studio, ended: R
 
 def test_a_trainer_is_asked_to_end_once(studio: Studio, live: RunDirectory, process: subprocess.Popen[bytes]) -> None:
     look = RunLook(studio, live.path)
+    assert process.stdout is not None
+    heard: list[bytes] = []
     for asked in (False, True, True):
         standing = look.standing()
         assert standing is not None
         assert standing.stopping is asked
         stop_run(live.path, None)
-    time.sleep(0.2)
-    process.kill()
+        heard = heard or [process.stdout.readline()]  # two signals at once would be one
+    process.send_signal(signal.SIGWINCH)  # taken after a SIGTERM that came before it
+    assert [*heard, *process.stdout] == [b"asked\n"]
     process.wait()
-    assert process.stdout is not None
-    assert process.stdout.read() == b"asked\n"
     assert refusal(lambda: stop_run(live.path, None)) == "run.not_live"
 
 

@@ -21,7 +21,7 @@ def test_the_terminal_shows_one_address_with_a_token(studio: RunningStudio) -> N
 def test_every_view_opens_without_an_error_or_a_foreign_request(
     studio: RunningStudio, visit: Callable[..., Visit], language: str
 ) -> None:
-    visitor = visit(studio.restart(), locale=language)
+    visitor = visit(studio, locale=language)
     for place in ("/", "/runs", "/chat", "/predict", "/export"):
         page = visitor.open(place)
         assert page.locator("header.top nav a").count() >= 5
