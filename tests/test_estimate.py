@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ def estimated(config: Config, folder: Path, *more: str) -> Any:
     file = folder / "tiny.yaml"
     file.write_text(dump_config(config), encoding="utf-8")
     return CliRunner().invoke(app, ["estimate", str(file), *more], env={"COLUMNS": "160"})
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -139,8 +145,10 @@ def test_memory_that_is_given_back_is_seen() -> None:
 def test_a_run_says_what_was_expected_and_reached(finished_run: Path) -> None:
     plan = json.loads((finished_run / "plan.json").read_text(encoding="utf-8"))["estimate"]
     report = (finished_run / "report.md").read_text(encoding="utf-8")
-    (memory,) = [line for line in report.splitlines() if line.startswith("| peak memory")]
-    assert f"{plan['memory_gib']['peak']:.2f} expected" in memory
+    told = re.search(r"\| peak memory \| ([\d.]+) GiB, ([\d.]+) expected \|", report)
+    assert told, report
+    assert float(told[2]) == pytest.approx(plan["memory_gib"]["peak"], abs=0.006)
+    assert float(told[1]) >= max(event["peak_memory_gib"] for event in events(finished_run, "step")) - 0.006
 
 
 def test_the_environment_may_say_how_many_compiled_products_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
