@@ -64,7 +64,7 @@ def _dialogues(folder: Path) -> Path:
     """Write dialogues of many turns: counselling conversations one after another, 1 to 8 of them."""
     lines = [line for name in COUNSELLING for line in builtin_file(name).read_text(encoding="utf-8").splitlines()]
     rows = [json.loads(line)["messages"] for line in lines]
-    joined = []
+    joined: list[list[dict[str, Any]]] = []
     while rows:
         count = 1 + len(joined) % 8
         joined.append([message for row in rows[:count] for message in row if message["role"] != "system"])

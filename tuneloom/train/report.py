@@ -110,7 +110,7 @@ def _results(job: Job, run: RunDirectory) -> list[tuple[str, str]]:
 
 def _peak(job: Job, run: RunDirectory) -> float:
     """Return the most memory of the run, in GiB: as its steps have it, and of this process to its end."""
-    return max([peak_memory_gib(job.device), *(event["peak_memory_gib"] for event in run.history("step"))])
+    return max([peak_memory_gib(job.device), *(float(event["peak_memory_gib"]) for event in run.history("step"))])
 
 
 def _useful(job: Job, gflops: float) -> str:
