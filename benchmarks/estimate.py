@@ -42,6 +42,7 @@ def write_case(case: str, folder: Path, steps: int) -> Path:
         sets["training.max_steps"] = steps
     if case == "dialogue":
         sets |= {"data.train": [str(_dialogues(folder))], "data.cutoff_len": 1024, "data.validation": 0.1}
+        sets |= {"training.gradient_accumulation_steps": 2, "evaluation.sample_max_new_tokens": 16}
     if case in GLM:
         model = folder / case
         model.mkdir()
