@@ -42,6 +42,7 @@ def write_case(case: str, folder: Path, steps: int) -> Path:
         sets["training.max_steps"] = steps
     if case == "dialogue":
         sets |= {"data.train": [str(_dialogues(folder))], "data.cutoff_len": 1024, "data.validation": 0.1}
+        sets |= {"training.gradient_accumulation_steps": 2, "evaluation.sample_max_new_tokens": 16}
     if case in GLM:
         model = folder / case
         model.mkdir()
@@ -64,7 +65,7 @@ def _dialogues(folder: Path) -> Path:
     """Write dialogues of many turns: counselling conversations one after another, 1 to 8 of them."""
     lines = [line for name in COUNSELLING for line in builtin_file(name).read_text(encoding="utf-8").splitlines()]
     rows = [json.loads(line)["messages"] for line in lines]
-    joined: list[list[dict[str, str]]] = []
+    joined: list[list[dict[str, Any]]] = []
     while rows:
         count = 1 + len(joined) % 8
         joined.append([message for row in rows[:count] for message in row if message["role"] != "system"])

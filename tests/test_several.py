@@ -180,7 +180,7 @@ def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(tiny_model: Path, rows_
     started, run = begun(tmp_path, tiny_model, rows_file)
     ranks_of(started)["1"].send_signal(signal.SIGTERM)
     assert started.wait(timeout=30) != 0
-    (step,) = run.checkpoints()
+    step = max(run.checkpoints())
     assert run.read_json("state.json")["phase"] == "interrupted"
     assert f"kept: checkpoint-{step}" in run.read_json("state.json")["reason"]
 

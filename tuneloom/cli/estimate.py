@@ -37,6 +37,7 @@ def estimate(
 
     settings = load_config(find_recipe(config or DEFAULT_RECIPE), set_ or [])
     facts: dict[str, Any]
+    attention: str
     if quick:
         ahead = look_at(settings, say=say_progress)
         require_memory_of_training(ahead.outlook)
