@@ -44,7 +44,9 @@ def torchrun(num_ranks: int, *arguments: str | Path, cwd: Path, wait: bool = Tru
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     with open(cwd / "torchrun.log", "a", encoding="utf-8") as log:
-        started = subprocess.Popen([*command, *map(str, arguments)], cwd=cwd, env=environment, stdout=log, stderr=log, text=True)
+        started = subprocess.Popen(
+            [*command, *map(str, arguments)], cwd=cwd, env=environment, stdout=log, stderr=log, text=True
+        )
     if wait:
         assert started.wait(timeout=120) == 0, (cwd / "torchrun.log").read_text(encoding="utf-8")[-4000:]
     return started

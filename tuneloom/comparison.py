@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from tuneloom.config import load_config
 from tuneloom.errors import UserError
 from tuneloom.rundir import DATA_REPORT, ENVIRONMENT, PLAN, RunDirectory
-from tuneloom.runs import find_run, number, shown_name, summarise
+from tuneloom.runs import Clock, find_run, number, shown_name, summary_of
 
 EVALUATION = "evaluation.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -91,6 +91,23 @@ class Results:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a comparison takes from a run.
+
+    Attributes:
+        results: how it went.
+        settings: as `settings_of`; None where config.yaml cannot be read.
+        fault: why it cannot.
+        surroundings: as `surroundings_of`.
+    """
+
+    results: Results
+    settings: Settings | None
+    fault: str | None
+    surroundings: Settings
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Runs side by side.
 
@@ -145,18 +162,37 @@ def compare(runs: Sequence[RunDirectory]) -> Comparison:
         UserError: the files of one may not be read.
     """
     names = distinct_names([run.path for run in runs])
-    settings: list[Settings | None] = []
-    faults: dict[str, str] = {}
-    for name, run in zip(names, runs, strict=True):
-        try:
-            settings.append(settings_of(run))
-        except UserError as error:
-            faults[name] = f"{error.what} ({error.where})"
-            settings.append(None)
-    surroundings = [surroundings_of(run) for run in runs]
-    results = tuple(_results(name, run) for name, run in zip(names, runs, strict=True))
-    apart, around = differing(settings), differing(surroundings)
-    return Comparison(results, apart, around, faults, tuple(_different(results, settings, apart, around)))
+    return side_by_side([look_at(run, name) for name, run in zip(names, runs, strict=True)])
+
+
+def look_at(run: RunDirectory, name: str) -> Look:
+    """Read a run for comparisons.
+
+    Args:
+        run: its directory.
+        name: what it is called there.
+
+    Raises:
+        UserError: its files may not be read.
+    """
+    try:
+        settings, fault = settings_of(run), None
+    except UserError as error:
+        settings, fault = None, f"{error.what} ({error.where})"
+    return Look(_results(name, run), settings, fault, surroundings_of(run))
+
+
+def side_by_side(looks: Sequence[Look]) -> Comparison:
+    """Compare runs that were looked at."""
+    settings = differing([look.settings for look in looks])
+    surroundings = differing([look.surroundings for look in looks])
+    return Comparison(
+        runs=tuple(look.results for look in looks),
+        settings=settings,
+        surroundings=surroundings,
+        faults={look.results.name: look.fault for look in looks if look.fault is not None},
+        different=tuple(_different(looks, settings, surroundings)),
+    )
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -200,17 +236,16 @@ def differing(maps: Sequence[Settings | None]) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def _different(
-    results: Sequence[Results], settings: Sequence[Settings | None], apart: Settings, around: Settings
-) -> Iterator[str]:
+def _different(looks: Sequence[Look], settings: Settings, surroundings: Settings) -> Iterator[str]:
     """Yield what makes the losses of these runs no measure of each other."""
-    fingerprints = {str(told) for told in around.get("environment.base_model.fingerprint", ()) if told is not None}
-    if len({run.base_model for run in results} - {None}) > 1 or len(fingerprints) > 1:
+    told = surroundings.get("environment.base_model.fingerprint", ())
+    fingerprints = {str(fingerprint) for fingerprint in told if fingerprint is not None}
+    if len({look.results.base_model for look in looks} - {None}) > 1 or len(fingerprints) > 1:
         yield BASE
-    held_by_seed = "training.seed" in apart and any(
-        isinstance(values["data.validation"], float) for values in settings if values is not None
+    held_by_seed = "training.seed" in settings and any(
+        isinstance(look.settings["data.validation"], float) for look in looks if look.settings is not None
     )
-    if held_by_seed or any(key.startswith("data.") for key in apart) or any(_FILES in key for key in around):
+    if held_by_seed or any(key.startswith("data.") for key in settings) or any(_FILES in key for key in surroundings):
         yield DATA
 
 
@@ -250,7 +285,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _results(name: str, run: RunDirectory) -> Results:
     try:
-        summary, history, weights = summarise(run.path), run.history(), _weights(run)
+        history, weights = run.history(), _weights(run)
+        summary = summary_of(run, history, Clock(run.events()))
         num_bytes = weights.stat().st_size if weights is not None else None
     except OSError as error:
         raise UserError(

@@ -43,7 +43,7 @@ def estimate(
         require_memory_of_training(ahead.outlook)
         found, fit = ahead.outlook.estimate, ahead.outlook.fit
         base, precision, trained = ahead.base.name, ahead.precision.name, ahead.outlook.num_trained
-        attention: str = settings.base_model.attn_implementation
+        attention = settings.base_model.attn_implementation
     else:
         job = prepare_job(settings, say=say_progress)
         found, fit = job.estimate, job.choice.fit

@@ -23,7 +23,7 @@ _SHORT = 12
 
 def compare(
     context: typer.Context,
-    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names of runs, or their paths; two or more.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Names of runs, or their paths; two or more.")],
     dir_: Annotated[
         str | None, typer.Option("--dir", metavar="DIR", help="The folder that the runs are in. None: runs.")
     ] = None,
@@ -32,7 +32,7 @@ def compare(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare runs: what differs in their settings, how each went, and their curves over each other."""
+    """Compare runs side by side: the settings that differ, how each went, their curves."""
     from tuneloom.cli.tables import print_json
     from tuneloom.comparison import compare as compared
     from tuneloom.comparison import find_runs

@@ -95,7 +95,7 @@ def bring_together_once(model: PeftModel) -> None:
 
 
 def let_go(model: PeftModel) -> None:
-    """Have every unit in parts again, on all ranks: a pass leaves the outermost together, reading one's state on a rank does not."""
+    """Have every unit in parts again on all ranks: a pass leaves the outermost together, reading the state of one does not."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():

@@ -12,12 +12,12 @@ from nicegui import run as worker
 from nicegui import ui
 from starlette.requests import Request
 
-from tuneloom.comparison import Comparison, Measured, Results, compare, distinct_names
+from tuneloom.comparison import EVALUATION, Comparison, Look, Measured, Results, distinct_names, look_at, side_by_side
 from tuneloom.errors import UserError
 from tuneloom.rundir import CONFIG, METRICS, STATE, RunDirectory
 from tuneloom.studio.charts import SAVE_PICTURE, Line, Options, line_chart
 from tuneloom.studio.figures import NOTHING, figure, loss, short_model, size, span, steps
-from tuneloom.studio.frame import Studio, frame, id_of, phase_dot
+from tuneloom.studio.frame import ENDED, Studio, frame, id_of, phase_dot
 from tuneloom.studio.said import heard_log
 from tuneloom.studio.tail import RunTail
 from tuneloom.studio.texts import Texts
@@ -64,7 +64,7 @@ class ComparePage:
         self.names = distinct_names(paths)
         self.tails: list[RunTail] = [studio.listing.tail(path) for path in paths]
         self.comparison: Comparison | None = None
-        self._stamp: object = None
+        self._looks: dict[Path, tuple[object, Look]] = {}
         self._drawn: object = None
 
     def draw(self) -> None:
@@ -103,18 +103,18 @@ class ComparePage:
 
     def _read(self) -> bool:
         """Read the runs whose files have changed; return whether all of them are still there."""
-        stamp = [_stamps(path) for path in self.paths]
-        if stamp == self._stamp:
-            return True
-        for tail in self.tails:
+        for name, path, tail in zip(self.names, self.paths, self.tails, strict=True):
+            stamp, known = _stamps(path), self._looks.get(path)
+            if known is not None and known[0] == stamp and known[1].results.phase in ENDED:
+                continue
             with suppress(OSError):
                 tail.update()
                 tail.curves()
-        try:
-            self.comparison = compare([RunDirectory(path) for path in self.paths])
-        except UserError:
-            return False
-        self._stamp = stamp
+            try:
+                self._looks[path] = stamp, look_at(RunDirectory(path), name)
+            except UserError:
+                return False
+        self.comparison = side_by_side([self._looks[path][1] for path in self.paths])
         return True
 
     # The curves.
@@ -253,9 +253,9 @@ def _colour(i: int) -> str:
 
 
 def _stamps(path: Path) -> list[tuple[int, int, int] | None]:
-    """Return what tells whether a run's files have changed."""
+    """Return what tells whether an ended run's files have changed."""
     found: list[tuple[int, int, int] | None] = []
-    for name in (METRICS, STATE, CONFIG):
+    for name in (METRICS, STATE, CONFIG, EVALUATION):
         try:
             told = (path / name).stat()
         except OSError:
