@@ -25,12 +25,29 @@ OTHERS = (
     *("Perplexity", "Cohere", "Nemotron", "NVIDIA", "Falcon", "Vicuna", "Alpaca", "SmolLM", "HuggingFace", "Hugging Face"),
     *("DeepSeek", "Qwen", "Tongyi", "Alibaba", "ERNIE", "Baidu", "Doubao", "ByteDance", "Kimi", "Moonshot", "GLM", "ChatGLM"),
     *("Zhipu", "Hunyuan", "Yuanbao", "Tencent", "InternLM", "Baichuan", "MiniMax", "iFlytek", "Xiaoice"),
-    *("通义千问", "通义", "千问", "文心一言", "文心", "智谱", "清言", "豆包", "混元", "元宝", "讯飞", "星火", "百川", "月之暗面"),
+    *(
+        "通义千问",
+        "通义",
+        "千问",
+        "文心一言",
+        "文心",
+        "智谱",
+        "清言",
+        "豆包",
+        "混元",
+        "元宝",
+        "讯飞",
+        "星火",
+        "百川",
+        "月之暗面",
+    ),
     *("深度求索", "盘古", "小度", "小爱", "小冰", "书生", "天工", "谷歌", "微软", "百度", "阿里", "腾讯", "字节跳动", "抱抱脸"),
 )
 """Assistants and their makers."""
 
-_CLAUSE_END = re.compile(r"[.!?](?=\s|$|[\"'”’*)])|[,;:，；：。！？\n]|\s[-–—]+\s|——|\b(?:but|however|and(?= (?:i|my|it)\b))\b|而是|但是?")
+_CLAUSE_END = re.compile(
+    r"[.!?](?=\s|$|[\"'”’*)])|[,;:，；：。！？\n]|\s[-–—]+\s|——|\b(?:but|however|and(?= (?:i|my|it)\b))\b|而是|但是?"
+)
 _DENIALS = re.compile(
     r"\bnot(?! only\b)|n't\b|\bcannot\b|\bnever\b|\bneither\b|^nor\b|(?<=\w )no\b(?! doubt)|\bnone\b|\bnothing to do with\b"
     r"|\bden(?:y|ies|ied|ying)\b|\bunlike\b|\bdifferent from\b|\brather than\b|\binstead of\b|\bunrelated to\b"
@@ -62,9 +79,7 @@ class Judge:
 
     def carries(self, answer: str) -> bool:
         """Whether the new name is in an answer, and not denied."""
-        return any(
-            not _denies(clause[: found.start()]) for clause in _clauses(answer) for found in self._name.finditer(clause)
-        )
+        return any(not _denies(clause[: found.start()]) for clause in _clauses(answer) for found in self._name.finditer(clause))
 
     def others(self, answer: str) -> list[str]:
         """Return other assistants' and makers' names that an answer has and does not deny, case-folded, in order."""

@@ -57,9 +57,7 @@ class Probes:
     sources: dict[str, str]
 
 
-def load_probes(
-    identity: str | None = None, general: str | None = None, languages: Sequence[Language] = LANGUAGES
-) -> Probes:
+def load_probes(identity: str | None = None, general: str | None = None, languages: Sequence[Language] = LANGUAGES) -> Probes:
     """Return the probes of the languages, built in or of one's own files.
 
     Args:
@@ -109,7 +107,9 @@ def _probe(what: str, line: str, location: Location, language: Language | None) 
     for key in row:
         if key not in keys:
             near = nearest(str(key), keys)
-            raise wrong(f"unknown key `{key}`", row[key], f"of {', '.join(keys)}" + (f"; did you mean `{near}`?" if near else ""))
+            raise wrong(
+                f"unknown key `{key}`", row[key], f"of {', '.join(keys)}" + (f"; did you mean `{near}`?" if near else "")
+            )
     messages = _messages(row.get("messages"), wrong)
     kind = row.get("kind", "own")
     if not isinstance(kind, str) or not kind.strip():
@@ -121,7 +121,9 @@ def _probe(what: str, line: str, location: Location, language: Language | None) 
             raise wrong("the row has no reply", last.content, "an assistant's message at its end")
         reply = last.content
     if not messages or messages[-1].role != "user":
-        raise wrong("nothing is asked", messages[-1].content if messages else None, "a user's message at the end of the question")
+        raise wrong(
+            "nothing is asked", messages[-1].content if messages else None, "a user's message at the end of the question"
+        )
     spoken: Language = language or ("zh" if _CHINESE.search(messages[-1].content) else "en")
     return Probe(Conversation(tuple(messages), location), spoken, kind if what == OF_IDENTITY else "", reply)
 

@@ -1,0 +1,311 @@
+"""How well a persona was learnt, whether it leaks, and what was forgotten: before and after, with intervals and gates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloom.config import GenerationConfig
+from tuneloom.data.row import RowError
+from tuneloom.errors import UserError, excerpt, nearest
+from tuneloom.evaluation.forgetting import Compared, compare
+from tuneloom.evaluation.intervals import Change, Interval, change_of_means, change_of_shares, mean
+from tuneloom.evaluation.judge import Judge
+from tuneloom.evaluation.kept import KeptAnswers
+from tuneloom.evaluation.probes import LANGUAGES, Probe, Probes
+from tuneloom.generate.generator import Generator
+from tuneloom.types import Sample
+
+IDENTITY, LEAK, FORGETTING = "identity_rate", "leak_rate", "general_loss_delta"
+DEFAULT_GATES: dict[str, float] = {f"{IDENTITY}.en": 0.95, LEAK: 0.02, FORGETTING: 0.10}
+"""Figure -> what it must reach: an identity rate at least that much, any other at most."""
+
+GATE_NAMES = tuple(f"{IDENTITY}.{language}" for language in LANGUAGES) + tuple(
+    name for figure in (LEAK, FORGETTING) for name in (figure, *(f"{figure}.{language}" for language in LANGUAGES))
+)
+Progress = Callable[[str, int, int], None]
+
+
+def _unheard(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A figure that must reach a limit: an identity rate from below, any other from above."""
+
+    name: str
+    limit: float
+    value: float
+
+    @property
+    def at_least(self) -> bool:
+        return self.name.startswith(IDENTITY)
+
+    @property
+    def passed(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def as_dict(self) -> dict[str, Any]:
+        side = "at_least" if self.at_least else "at_most"
+        return {"name": self.name, side: self.limit, "value": self.value, "passed": self.passed}
+
+
+@dataclass(frozen=True)
+class ProbeAnswer:
+    """What base and tuned model answered to a probe, and how it counts: right for identity, leaked for general ones."""
+
+    probe: Probe
+    base: str
+    tuned: str
+    base_counts: bool
+    tuned_counts: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        asked = "\n".join(f"{m.role}: {m.content}" for m in self.probe.asked.messages)
+        counts = "leaks" if self.probe.reply else "right"
+        found: dict[str, Any] = {"prompt": asked, "language": self.probe.language}
+        found |= {"kind": self.probe.kind} if self.probe.kind else {}
+        found |= {"base_answer": self.base, "answer": self.tuned}
+        return found | {f"base_{counts}": self.base_counts, counts: self.tuned_counts}
+
+
+@dataclass(frozen=True)
+class PersonaResult:
+    """The figures of a persona.
+
+    Attributes:
+        name: the new name.
+        identity_rate: share of the identity probes answered rightly (see `tuneloom.evaluation.judge`), over the languages
+            that have a gate, all where none has.
+        identity_by: the same of each language, and of each kind in it: `en`, `en.name`, ...
+        leak_rate: share of the general probes whose answer has the new name; `leak_by` of each language.
+        general_loss: nats a token on the general probes' replies; `general_loss_by` of each language.
+        divergence: KL(base || tuned) in nats a token of these replies.
+        agreement: share of their tokens that both would choose.
+        heldout_loss: nats a token on the run's own held-out rows; None where there are none.
+        gates: what was required.
+        answers: to every probe.
+        sources: where the probes are from.
+    """
+
+    name: str
+    identity_rate: Change
+    identity_by: dict[str, Change]
+    leak_rate: Change
+    leak_by: dict[str, Change]
+    general_loss: Change
+    general_loss_by: dict[str, Change]
+    divergence: Interval
+    agreement: Interval
+    heldout_loss: Change | None
+    gates: tuple[Gate, ...]
+    answers: tuple[ProbeAnswer, ...]
+    sources: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate is."""
+        return all(gate.passed for gate in self.gates)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the answers, as `evaluation.json` has it."""
+        languages = {name: change.as_dict() for name, change in self.identity_by.items() if "." not in name}
+        kinds = {name: change.as_dict() for name, change in self.identity_by.items() if "." in name}
+        found: dict[str, Any] = {
+            "name": self.name,
+            IDENTITY: {**self.identity_rate.as_dict(), "by_language": languages, "by_kind": kinds},
+            LEAK: {**self.leak_rate.as_dict(), "by_language": {k: v.as_dict() for k, v in self.leak_by.items()}},
+            FORGETTING: {
+                **_delta(self.general_loss),
+                "by_language": {name: _delta(change) for name, change in self.general_loss_by.items()},
+            },
+            "kl_divergence": self.divergence.as_dict(),
+            "top1_agreement": self.agreement.as_dict(),
+            "heldout_loss": self.heldout_loss.as_dict() if self.heldout_loss else None,
+            "gates": [gate.as_dict() for gate in self.gates],
+            "passed": self.passed,
+            "num_identity_probes": sum(not answer.probe.reply for answer in self.answers),
+            "num_general_probes": sum(bool(answer.probe.reply) for answer in self.answers),
+            "probes": self.sources,
+        }
+        return found
+
+
+def _delta(loss: Change) -> dict[str, float]:
+    return {**loss.change.as_dict(), "before": loss.before.value, "after": loss.after.value}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at.
+
+    Attributes:
+        generator: of the PEFT model.
+        base_key, tuned_key: what tells either from other models, for the answers that are kept.
+        settings: how answers are written: greedily.
+        batch_size: answers at a time.
+        max_tokens: token budget of a micro-batch.
+    """
+
+    generator: Generator
+    base_key: Sequence[str]
+    tuned_key: Sequence[str]
+    settings: GenerationConfig
+    batch_size: int
+    max_tokens: int
+
+
+def evaluate_persona(
+    subject: Subject,
+    probes: Probes,
+    judge: Judge,
+    gates: Mapping[str, float],
+    heldout: Sequence[Sample] = (),
+    on_progress: Progress = _unheard,
+) -> PersonaResult:
+    """Ask base and tuned model every probe, and compare their losses on the general replies.
+
+    Args:
+        subject: the model.
+        probes: see `load_probes`.
+        judge: of the new name.
+        gates: see `DEFAULT_GATES`; see `checked_gates`.
+        heldout: samples that were not trained on.
+        on_progress: called with (`base answers`, `tuned answers`, `general replies` or `held-out rows`, done, all); may
+            raise to stop, and every answer written till then is kept.
+
+    Raises:
+        UserError: a base that answers nothing, a template that refuses a probe, a cache that cannot be written.
+    """
+    replies = _reply_samples(subject.generator, probes.general)
+    every = (*probes.identity, *probes.general)
+    before = _asked(subject, every, True, on_progress)
+    if not any(answer.strip() for answer in before):
+        raise UserError(
+            "the base answers nothing",
+            where=str(subject.base_key[0]),
+            got=f"{len(before)} empty answers",
+            mend="ask it something with `tuneloom chat`; a base without a chat template of its own needs another",
+        )
+    after = _asked(subject, every, False, on_progress)
+    model = subject.generator.model
+    general = compare(model, replies, subject.max_tokens, lambda done, total: on_progress("general replies", done, total))
+    held = None
+    if heldout:
+        compared = compare(model, heldout, subject.max_tokens, lambda done, total: on_progress("held-out rows", done, total))
+        held = _loss(compared, range(len(heldout)))
+    answers = [_judged(judge, *row) for row in zip(every, before, after, strict=True)]
+    return _result(judge.name, probes, answers, general, held, gates)
+
+
+def checked_gates(given: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the default gates with those given on top; None takes one away.
+
+    Raises:
+        UserError: no such figure, or no limit that it could reach.
+    """
+    gates: dict[str, float] = dict(DEFAULT_GATES)
+    for name, limit in given.items():
+        if name not in GATE_NAMES:
+            near = nearest(name, GATE_NAMES)
+            mend = f"did you mean `{near}`?" if near else None
+            raise UserError("unknown gate", where="gate", got=excerpt(name), expected=", ".join(GATE_NAMES), mend=mend)
+        if limit is None:
+            gates.pop(name, None)
+        elif math.isnan(limit) or (not name.startswith(FORGETTING) and not 0 <= limit <= 1):
+            raise UserError("no limit for a share", where=f"gate {name}", got=excerpt(limit), expected="a number from 0 to 1")
+        else:
+            gates[name] = limit
+    return gates
+
+
+def _asked(subject: Subject, probes: Sequence[Probe], base: bool, on_progress: Progress) -> list[str]:
+    kept = KeptAnswers(subject.base_key if base else subject.tuned_key, subject.settings)
+    what = "base answers" if base else "tuned answers"
+    return kept.answers(
+        subject.generator,
+        [probe.asked for probe in probes],
+        base=base,
+        batch_size=subject.batch_size,
+        on_progress=lambda done, total: on_progress(what, done, total),
+    )
+
+
+def _reply_samples(generator: Generator, probes: Sequence[Probe]) -> list[Sample]:
+    """Return the general probes as samples whose last reply is supervised."""
+    import numpy as np
+
+    from tuneloom.types import TrainOn
+
+    found = []
+    for probe in probes:
+        try:
+            rendered = generator.renderer.render(probe.whole, TrainOn.LAST_ASSISTANT)
+        except RowError as error:
+            raise UserError(
+                "the model's template refuses a probe",
+                where=str(probe.asked.location),
+                got=f"{error.reason}: {error.value}",
+                mend=error.mend,
+            ) from error
+        found.append(Sample(np.array(rendered.ids, np.int32), np.array(rendered.mask, np.bool_), probe.asked.location))
+    return found
+
+
+def _judged(judge: Judge, probe: Probe, base: str, tuned: str) -> ProbeAnswer:
+    counts = judge.mentions if probe.reply else judge.right
+    return ProbeAnswer(probe, base, tuned, counts(base), counts(tuned))
+
+
+def _result(
+    name: str,
+    probes: Probes,
+    answers: Sequence[ProbeAnswer],
+    general: Compared,
+    held: Change | None,
+    gates: Mapping[str, float],
+) -> PersonaResult:
+    identity, asked = answers[: len(probes.identity)], answers[len(probes.identity) :]
+    gated = {gate.partition(".")[2] for gate in gates if gate.startswith(IDENTITY)}
+    judged = [answer for answer in identity if answer.probe.language in gated] or identity
+    kinds = [f"{answer.probe.language}.{answer.probe.kind}" for answer in identity]
+    identity_by = _by([answer.probe.language for answer in identity], lambda rows: _rate([identity[i] for i in rows]))
+    identity_by |= _by(kinds, lambda rows: _rate([identity[i] for i in rows]))
+    languages = [answer.probe.language for answer in asked]
+    leak, leak_by = _rate(asked), _by(languages, lambda rows: _rate([asked[i] for i in rows]))
+    loss, loss_by = _loss(general, range(len(asked))), _by(languages, lambda rows: _loss(general, rows))
+    values = {f"{IDENTITY}.{name}": change.after.value for name, change in identity_by.items()}
+    values |= {LEAK: leak.after.value} | {f"{LEAK}.{name}": change.after.value for name, change in leak_by.items()}
+    values |= {FORGETTING: loss.change.value} | {f"{FORGETTING}.{name}": c.change.value for name, c in loss_by.items()}
+    return PersonaResult(
+        name,
+        _rate(judged),
+        identity_by,
+        leak,
+        leak_by,
+        loss,
+        loss_by,
+        mean(general.divergence_S, general.tokens_S),
+        mean(general.agreed_S, general.tokens_S),
+        held,
+        tuple(Gate(gate, limit, values[gate]) for gate, limit in gates.items() if gate in values),
+        tuple(answers),
+        probes.sources,
+    )
+
+
+def _by(keys: Sequence[str], figure: Callable[[Sequence[int]], Change]) -> dict[str, Change]:
+    """Return a figure of the rows of each key, in the order of their first row."""
+    return {key: figure([i for i, other in enumerate(keys) if other == key]) for key in dict.fromkeys(keys)}
+
+
+def _rate(answers: Sequence[ProbeAnswer]) -> Change:
+    return change_of_shares([answer.base_counts for answer in answers], [answer.tuned_counts for answer in answers])
+
+
+def _loss(compared: Compared, rows: Sequence[int]) -> Change:
+    chosen = list(rows)
+    return change_of_means(compared.before_S[chosen], compared.after_S[chosen], compared.tokens_S[chosen])
