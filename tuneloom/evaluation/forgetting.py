@@ -3,7 +3,7 @@
 Base (adapter off) and tuned model see the same micro-batches, so that rounding is the same on both sides. Logits of both exist
 for a few rows at a time where the head is a frozen linear layer.
 
-Shapes: S samples, R supervised rows of a micro-batch, C of a chunk of them, V vocabulary.
+Shapes: S samples, R supervised rows of a micro-batch, C of a chunk of them, V vocabulary, F figures.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ def compare(
         on_progress: called with (samples done, all); may raise to stop.
     """
     padded = layout_of(model, training=False) == Layout.PADDED
-    sums_S5 = np.zeros((len(samples), len(_COLUMNS)))
+    sums_SF = np.zeros((len(samples), len(_COLUMNS)))
     done = 0
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             for chosen in _groups(samples, max_tokens, padded):
-                sums_S5[chosen] = _compared(model, pack([samples[i] for i in chosen]))
+                sums_SF[chosen] = _compared(model, pack([samples[i] for i in chosen]))
                 done += len(chosen)
                 if on_progress:
                     on_progress(done, len(samples))
     finally:
         model.train(training)
-    return Compared(*sums_S5.T)
+    return Compared(*sums_SF.T)
 
 
 def _groups(samples: Sequence[Sample], max_tokens: int, padded: bool) -> list[list[int]]:
@@ -86,17 +86,17 @@ def _groups(samples: Sequence[Sample], max_tokens: int, padded: bool) -> list[li
 
 
 def _compared(model: Any, batch: MicroBatch) -> NDArray[np.float64]:
-    """Return the columns of each sample of a micro-batch, (S, 5)."""
+    """Return the columns of each sample of a micro-batch, (S, F)."""
     with model.disable_adapter():
         base = supervised_rows(model, batch)
     tuned = supervised_rows(model, batch)
     found = [_of_chunk(base, tuned, slice(start, start + CHUNK_ROWS)) for start in range(0, base.num_rows, CHUNK_ROWS)]
-    values_R5 = torch.cat(found).double().cpu().numpy()
+    values_RF = torch.cat(found).double().cpu().numpy()
     lengths = [segment.end - segment.start for segment in batch.segments]
     of_row_R = np.repeat(np.arange(len(lengths)), lengths)[batch.labels_N != IGNORE_INDEX]
-    sums_S5 = np.zeros((len(lengths), len(_COLUMNS)))
-    np.add.at(sums_S5, of_row_R, values_R5)
-    return sums_S5
+    sums_SF = np.zeros((len(lengths), len(_COLUMNS)))
+    np.add.at(sums_SF, of_row_R, values_RF)
+    return sums_SF
 
 
 def _of_chunk(base: SupervisedRows, tuned: SupervisedRows, rows: slice) -> torch.Tensor:

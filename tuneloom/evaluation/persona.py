@@ -28,7 +28,8 @@ GATE_NAMES = tuple(f"{IDENTITY}.{language}" for language in LANGUAGES) + tuple(
 Progress = Callable[[str, int, int], None]
 
 
-def _unheard(what: str, done: int, total: int) -> None:
+def unheard(what: str, done: int, total: int) -> None:
+    """Hear progress, and say nothing."""
     del what, done, total
 
 
@@ -144,6 +145,7 @@ class Subject:
 
     Attributes:
         generator: of the PEFT model.
+        base_name: for messages.
         base_key, tuned_key: what tells either from other models, for the answers that are kept.
         settings: how answers are written: greedily.
         batch_size: answers at a time.
@@ -151,6 +153,7 @@ class Subject:
     """
 
     generator: Generator
+    base_name: str
     base_key: Sequence[str]
     tuned_key: Sequence[str]
     settings: GenerationConfig
@@ -164,7 +167,7 @@ def evaluate_persona(
     judge: Judge,
     gates: Mapping[str, float],
     heldout: Sequence[Sample] = (),
-    on_progress: Progress = _unheard,
+    on_progress: Progress = unheard,
 ) -> PersonaResult:
     """Ask base and tuned model every probe, and compare their losses on the general replies.
 
@@ -186,7 +189,7 @@ def evaluate_persona(
     if not any(answer.strip() for answer in before):
         raise UserError(
             "the base answers nothing",
-            where=str(subject.base_key[0]),
+            where=subject.base_name,
             got=f"{len(before)} empty answers",
             mend="ask it something with `tuneloom chat`; a base without a chat template of its own needs another",
         )
