@@ -411,7 +411,13 @@ def evaluate(  # noqa: PLR0913 each is a question of its own
     told = None
     if persona:
         told = evaluate_persona(
-            target, overrides=overrides, dtype=dtype, device=device, base_model=base_model, on_progress=on_progress
+            target,
+            max_rows=max_rows,
+            overrides=overrides,
+            dtype=dtype,
+            device=device,
+            base_model=base_model,
+            on_progress=on_progress,
         )
         if data is None and told.heldout_loss is None:
             return EvaluationResult(math.nan, math.nan, 0, 0, persona=told)
@@ -491,6 +497,7 @@ def evaluate_persona(  # noqa: PLR0913 each is a question of its own
     languages: Sequence[Language] = ("en", "zh"),
     gates: Mapping[str, float | None] | None = None,
     max_new_tokens: int = 64,
+    max_rows: int | None = None,
     overrides: Mapping[str, object] | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
@@ -509,7 +516,8 @@ def evaluate_persona(  # noqa: PLR0913 each is a question of its own
         languages: which of the questions to ask.
         gates: figure -> what it must reach, on top of the defaults (`identity_rate.en` at least 0.95, `leak_rate` at
             most 0.02, `general_loss_delta` at most 0.10); None takes one away.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer to a probe.
+        max_rows: at most this many of the run's held-out rows; None: as many as the run looked at.
         overrides: settings on top of the run's: `{"data.variables": {"name": "Ada"}}` is the new name of what is of no run.
         dtype, device, base_model: as `evaluate` takes them.
         on_progress: called with (`base answers`, `tuned answers`, `general replies` or `held-out rows`, done, all).
@@ -531,7 +539,7 @@ def evaluate_persona(  # noqa: PLR0913 each is a question of its own
     opened = _opened(found, dtype, device)
     model = load_target_base(found, opened.precision.dtype, opened.device)
     opened.use_path(model)
-    heldout = _heldout_samples(found, config, model, opened)
+    heldout = _heldout_samples(found, config, model, opened)[: _checked_limit(max_rows)]
     subject = _subject(found, config, with_adapter(model, found), opened, max_new_tokens)
     judge = Judge(name, config.data.variables.get("author", ""))
     result = measure(subject, probes, judge, checked, heldout, on_progress or unheard)
