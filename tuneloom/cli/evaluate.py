@@ -24,13 +24,6 @@ _SCORES = {
     **{"rouge-1": "ROUGE-1", "rouge-2": "ROUGE-2", "rouge-l": "ROUGE-L", "bleu-4": "BLEU-4"},
     **{"bleu": "BLEU (sacrebleu)", "chrf": "chrF"},
 }
-    "rouge-1": "ROUGE-1",
-    "rouge-2": "ROUGE-2",
-    "rouge-l": "ROUGE-L",
-    "bleu-4": "BLEU-4",
-    "bleu": "BLEU (sacrebleu)",
-    "chrf": "chrF",
-}
 
 
 def evaluate(
