@@ -532,7 +532,7 @@ def evaluate_persona(  # noqa: PLR0913 each is a question of its own
     from tuneloom.evaluation.probes import load_probes
 
     probes = load_probes(_optional_path(identity_probes), _optional_path(general_probes), languages)
-    checked = checked_gates(gates or {})
+    checked = checked_gates(gates or {}, probes)
     found = resolve_target(fspath(target), base_model=_optional_path(base_model), say=_say)
     config = load_config(found.config or {}, overrides)
     name = _new_name(found, config)

@@ -299,6 +299,8 @@ def _print_persona(report: dict[str, Any]) -> None:
     print_table([report["name"], "before", "after"], evaluation_rows(report))
     for line in gate_lines(report):
         typer.echo(line)
+    for line in report["left_out"]:
+        typer.echo(f"left out: {line}")
 
 
 def _print_rows(report: dict[str, Any]) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from tuneloom.config import GenerationConfig
+from tuneloom.data.render import Renderer
 from tuneloom.data.row import RowError
-from tuneloom.errors import UserError, excerpt, nearest
+from tuneloom.errors import GuardError, UserError, excerpt, nearest
 from tuneloom.evaluation.forgetting import Compared, compare
 from tuneloom.evaluation.intervals import Change, Interval, change_of_means, change_of_shares, mean
 from tuneloom.evaluation.judge import Judge
 from tuneloom.evaluation.kept import KeptAnswers
 from tuneloom.evaluation.probes import LANGUAGES, Probe, Probes
 from tuneloom.generate.generator import Generator
-from tuneloom.types import Sample
+from tuneloom.types import Sample, TrainOn
 
 IDENTITY, LEAK, FORGETTING = "identity_rate", "leak_rate", "general_loss_delta"
 DEFAULT_GATES: dict[str, float] = {f"{IDENTITY}.en": 0.95, LEAK: 0.02, FORGETTING: 0.10}
@@ -90,6 +93,7 @@ class PersonaResult:
         gates: what was required.
         answers: to every probe.
         sources: where the probes are from.
+        left_out: probes that the model's template refuses, each with its file and line.
     """
 
     name: str
@@ -104,7 +108,8 @@ class PersonaResult:
     heldout_loss: Change | None
     gates: tuple[Gate, ...]
     answers: tuple[ProbeAnswer, ...]
-    sources: dict[str, str]
+    sources: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -131,6 +136,7 @@ class PersonaResult:
             "num_identity_probes": sum(not answer.probe.reply for answer in self.answers),
             "num_general_probes": sum(bool(answer.probe.reply) for answer in self.answers),
             "probes": self.sources,
+            "left_out": list(self.left_out),
         }
         return found
 
@@ -181,10 +187,14 @@ def evaluate_persona(
             raise to stop, and every answer written till then is kept.
 
     Raises:
-        UserError: a base that answers nothing, a template that refuses a probe, a cache that cannot be written.
+        UserError: a base that answers nothing, a template that refuses every probe, a cache that cannot be written.
+        GuardError: a loss that is no number.
     """
-    replies = _reply_samples(subject.generator, probes.general)
-    every = (*probes.identity, *probes.general)
+    left_out: list[str] = []
+    renderer = subject.generator.renderer
+    identity, _ = _askable(renderer, probes.identity, left_out)
+    general, replies = _askable(renderer, probes.general, left_out)
+    every = (*identity, *general)
     before = _asked(subject, every, True, on_progress)
     if not any(answer.strip() for answer in before):
         raise UserError(
@@ -195,20 +205,23 @@ def evaluate_persona(
         )
     after = _asked(subject, every, False, on_progress)
     model = subject.generator.model
-    general = compare(model, replies, subject.max_tokens, lambda done, total: on_progress("general replies", done, total))
-    held = None
-    if heldout:
-        compared = compare(model, heldout, subject.max_tokens, lambda done, total: on_progress("held-out rows", done, total))
-        held = _loss(compared, range(len(heldout)))
+
+    def compared(samples: Sequence[Sample], what: str) -> Compared:
+        found = compare(model, samples, subject.max_tokens, lambda done, total: on_progress(what, done, total))
+        return _finite(found, what)
+
+    forgotten = compared(replies, "general replies")
+    held = _loss(compared(heldout, "held-out rows"), range(len(heldout))) if heldout else None
     answers = [_judged(judge, *row) for row in zip(every, before, after, strict=True)]
-    return _result(judge.name, probes, answers, general, held, gates)
+    found = _result(judge.name, answers, forgotten, held, gates)
+    return replace(found, sources=probes.sources, left_out=tuple(left_out))
 
 
-def checked_gates(given: Mapping[str, float | None]) -> dict[str, float]:
+def checked_gates(given: Mapping[str, float | None], probes: Probes) -> dict[str, float]:
     """Return the default gates with those given on top; None takes one away.
 
     Raises:
-        UserError: no such figure, or no limit that it could reach.
+        UserError: no such figure, one of a language that is not asked in, or no limit that it could reach.
     """
     gates: dict[str, float] = dict(DEFAULT_GATES)
     for name, limit in given.items():
@@ -216,8 +229,16 @@ def checked_gates(given: Mapping[str, float | None]) -> dict[str, float]:
             near = nearest(name, GATE_NAMES)
             mend = f"did you mean `{near}`?" if near else None
             raise UserError("unknown gate", where="gate", got=excerpt(name), expected=", ".join(GATE_NAMES), mend=mend)
+        asked = {probe.language for probe in (probes.identity if name.startswith(IDENTITY) else probes.general)}
+        language = name.partition(".")[2]
         if limit is None:
             gates.pop(name, None)
+        elif language and language not in asked:
+            raise UserError(
+                "the gate is of a language that is not asked in",
+                where=f"gate {name}",
+                expected=f"of {', '.join(sorted(asked))}",
+            )
         elif math.isnan(limit) or (not name.startswith(FORGETTING) and not 0 <= limit <= 1):
             raise UserError("no limit for a share", where=f"gate {name}", got=excerpt(limit), expected="a number from 0 to 1")
         else:
@@ -237,25 +258,49 @@ def _asked(subject: Subject, probes: Sequence[Probe], base: bool, on_progress: P
     )
 
 
-def _reply_samples(generator: Generator, probes: Sequence[Probe]) -> list[Sample]:
-    """Return the general probes as samples whose last reply is supervised."""
-    import numpy as np
+def _askable(renderer: Renderer, probes: Sequence[Probe], left_out: list[str]) -> tuple[tuple[Probe, ...], list[Sample]]:
+    """Return the probes that the model's template takes, and their replies as samples where they have any.
 
-    from tuneloom.types import TrainOn
+    Args:
+        renderer: of the model.
+        probes: of one sort.
+        left_out: gets a line for each other one, with its file and line.
 
-    found = []
+    Raises:
+        UserError: the template takes none.
+    """
+    taken, samples = [], []
     for probe in probes:
         try:
-            rendered = generator.renderer.render(probe.whole, TrainOn.LAST_ASSISTANT)
+            renderer.prompt_ids(probe.asked)
+            rendered = renderer.render(probe.whole, TrainOn.LAST_ASSISTANT) if probe.reply else None
         except RowError as error:
-            raise UserError(
-                "the model's template refuses a probe",
-                where=str(probe.asked.location),
-                got=f"{error.reason}: {error.value}",
-                mend=error.mend,
-            ) from error
-        found.append(Sample(np.array(rendered.ids, np.int32), np.array(rendered.mask, np.bool_), probe.asked.location))
-    return found
+            left_out.append(f"{probe.asked.location}: {error.reason}: {error.value}")
+            continue
+        taken.append(probe)
+        if rendered is not None:
+            mask_T = np.array(rendered.mask, np.bool_)
+            samples.append(Sample(np.array(rendered.ids, np.int32), mask_T, probe.asked.location))
+    if not taken:
+        raise UserError(
+            "the model's chat template takes none of the probes",
+            where=str(probes[0].asked.location),
+            got=left_out[-1],
+            expected="a template for a user and an assistant in turn",
+        )
+    return tuple(taken), samples
+
+
+def _finite(compared: Compared, what: str) -> Compared:
+    """Return the sums as they are.
+
+    Raises:
+        GuardError: one is no number, so no figure of them would be.
+    """
+    for side, sums_S in (("base", compared.before_S), ("tuned model", compared.after_S)):
+        if not np.isfinite(sums_S).all():
+            raise GuardError(f"the loss of the {side} on {what} is no number; the answers so far are kept")
+    return compared
 
 
 def _judged(judge: Judge, probe: Probe, base: str, tuned: str) -> ProbeAnswer:
@@ -265,13 +310,13 @@ def _judged(judge: Judge, probe: Probe, base: str, tuned: str) -> ProbeAnswer:
 
 def _result(
     name: str,
-    probes: Probes,
     answers: Sequence[ProbeAnswer],
     general: Compared,
     held: Change | None,
     gates: Mapping[str, float],
 ) -> PersonaResult:
-    identity, asked = answers[: len(probes.identity)], answers[len(probes.identity) :]
+    identity = [answer for answer in answers if not answer.probe.reply]
+    asked = [answer for answer in answers if answer.probe.reply]
     gated = {gate.partition(".")[2] for gate in gates if gate.startswith(IDENTITY)}
     judged = [answer for answer in identity if answer.probe.language in gated] or identity
     kinds = [f"{answer.probe.language}.{answer.probe.kind}" for answer in identity]
@@ -296,7 +341,6 @@ def _result(
         held,
         tuple(Gate(gate, limit, values[gate]) for gate, limit in gates.items() if gate in values),
         tuple(answers),
-        probes.sources,
     )
 
 
