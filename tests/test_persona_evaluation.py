@@ -241,9 +241,10 @@ def test_a_section_is_put_in_place_and_replaced() -> None:
 def test_what_cannot_be_evaluated_is_told(run: Path, tiny_model: Path, files: dict[str, Any]) -> None:
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (tiny_model, {}, "no adapter"),
-        (run, {"overrides": {"data.variables": {}}}, "no new name"),
+        (shutil.copytree(run / "adapter", run.parent / "alone"), {}, "no new name"),
         (run, {"gates": {"leek_rate": 0.1}}, "unknown gate"),
         (run, {"gates": {"leak_rate": 2.0}}, "no limit"),
+        (run, {"gates": {"identity_rate.zh": 0.5}, "languages": ("en",)}, "not asked in"),
         (run, {"general_probes": "nowhere.jsonl"}, "cannot be read"),
     ]
     for target, changes, told in cases:

@@ -235,7 +235,7 @@ def checked_gates(given: Mapping[str, float | None], probes: Probes) -> dict[str
             gates.pop(name, None)
         elif language and language not in asked:
             raise UserError(
-                "the gate is of a language that is not asked in",
+                "the gate's language is not asked in",
                 where=f"gate {name}",
                 expected=f"of {', '.join(sorted(asked))}",
             )
