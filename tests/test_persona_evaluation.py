@@ -211,17 +211,20 @@ def invoke(*words: str | Path) -> Any:
 
 def test_the_figures_go_into_the_run_once_and_gates_can_be_required(run: Path, files: dict[str, Any]) -> None:
     words = ("--identity-probes", files["identity_probes"], "--general-probes", files["general_probes"], "--max-new-tokens", 4)
-    printed = invoke(run, *words, "--gate", "leak_rate=1", "--gate", "general_loss_delta=off")
+    printed = invoke(run, *words, "--gate", "general_loss_delta=-9")
     assert printed.exit_code == 0
-    assert "identity, en" in printed.stdout and "NOT PASSED: identity_rate.en" in printed.stdout
-    with pytest.raises(GuardError, match=r"identity_rate\.en"):
-        invoke(run, *words, "--require-gates")
-    done = json.loads(invoke(run, *words, "--json", "--gate", "identity_rate.en=0", "--require-gates", "--gate",
-                             "general_loss_delta=9").stdout)  # fmt: skip
+    assert "identity, en" in printed.stdout
+    assert "NOT PASSED: general_loss_delta" in printed.stdout
+    with pytest.raises(GuardError, match="general_loss_delta"):
+        invoke(run, *words, "--gate", "general_loss_delta=-9", "--require-gates")
+    limits = ("--gate", "identity_rate.en=0", "--gate", "leak_rate=1", "--gate", "general_loss_delta=9")
+    done = json.loads(invoke(run, *words, *limits, "--json", "--require-gates").stdout)
     written = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert done["identity_rate"] == written["identity_rate"]
     assert {"value", "low", "high", "before"} <= done["leak_rate"].keys() & done["general_loss_delta"].keys()
-    assert done["passed"] and done["gates"][0] == {"name": "identity_rate.en", "at_least": 0.0, "value": 0.0, "passed": True}
+    value = done["identity_rate"]["value"]
+    assert done["gates"][0] == {"name": "identity_rate.en", "at_least": 0.0, "value": value, "passed": True}
+    assert done["passed"]
     assert {"loss", "perplexity", "scores"} == done["base"].keys() == done["model"].keys()
     assert {"bleu", "chrf", "rouge-l"} <= done["model"]["scores"].keys()
     rows = (run / "evaluation-answers.jsonl").read_text(encoding="utf-8").splitlines()

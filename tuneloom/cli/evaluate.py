@@ -98,7 +98,7 @@ def evaluate(
         )
     asks = _wants_persona(found, overrides, rows_alone=data is not None or compare or loss_only) if persona is None else persona
     limits, spoken = _gates(gate or []), _languages(language or [])
-    options = {"--identity-probes": identity_probes, "--general-probes": general_probes}
+    options: dict[str, object] = {"--identity-probes": identity_probes, "--general-probes": general_probes}
     options |= {"--language": language, "--gate": gate, "--require-gates": require_gates or None}
     unused = next((name for name, value in options.items() if value), None)
     if unused and not asks:
