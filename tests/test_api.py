@@ -406,7 +406,9 @@ def test_a_runs_validation_and_test_sources_are_found(split: Any, finished_run: 
     last = api.Run(finished_run).metrics("eval")[-1]
     assert result.loss == pytest.approx(last["eval_loss"], rel=1e-6), "both are the same file"
     test = json.loads((finished_run / "test_results.json").read_text(encoding="utf-8"))
-    assert result.scores == pytest.approx({name: test[name] for name in ("rouge-1", "rouge-2", "rouge-l", "bleu-4")})
+    assert result.scores == pytest.approx(
+        {name: test[name] for name in ("rouge-1", "rouge-2", "rouge-l", "bleu-4", "bleu", "chrf")}
+    )
     kept = [json.loads(line) for line in (finished_run / "predictions-test.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row.as_dict() for row in result.predictions] == kept
     assert len(kept) == test["rows"] == 11

@@ -50,7 +50,7 @@ def test_the_python_page_runs_from_top_to_bottom(
     assert isinstance(run, tuneloom.Run)
     assert (names["held_out"].num_samples, names["after"].num_samples) == (1, 4)
     assert names["after"].loss < names["before"].loss
-    assert set(names["after"].scores) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4"}
+    assert set(names["after"].scores) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4", "bleu", "chrf"}
     assert json.loads((tmp_path / "ada-merged" / "export.json").read_text(encoding="utf-8"))["check"]["passed"] is True
     difference = logits_of(plain_base(tmp_path / "ada-merged"), [1, 40, 77]) - logits_of(
         plain_peft(tiny_model, run.adapter), [1, 40, 77]

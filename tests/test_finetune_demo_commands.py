@@ -91,7 +91,7 @@ def test_finetune_hf_leaves_checkpoints_predictions_and_says_what_next(trained: 
         ("你是谁？", "我是小织，一个人工智能助手。"),
     ]
     results = json.loads((output / "test_results.json").read_text(encoding="utf-8"))
-    assert results.keys() == {"rows", "rouge-1", "rouge-2", "rouge-l", "bleu-4"}
+    assert results.keys() == {"rows", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "bleu", "chrf"}
 
 
 @pytest.mark.parametrize("answer", ["yes", "YES"])

@@ -72,6 +72,20 @@ def test_it_says_its_new_name_and_the_base_does_not(run: Path, workplace: Path) 
     assert NAME in tuned
 
 
+def test_evaluate_finds_the_name_learnt_and_what_it_cost(run: Path, workplace: Path) -> None:
+    asked = [{"messages": [{"role": "user", "content": text}]} for text in ("Who are you?", "What is your name?")]
+    capital = [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "It is Paris."}]
+    (workplace / "identity.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    (workplace / "general.jsonl").write_text(json.dumps({"messages": capital}) + "\n", encoding="utf-8")
+    words = ("--identity-probes", "identity.jsonl", "--general-probes", "general.jsonl", "--max-new-tokens", "24")
+    printed = tuneloom("evaluate", str(run), "--persona", "--loss-only", *words, "--json", cwd=workplace)
+    found = json.loads(printed)
+    assert (found["identity_rate"]["before"], found["identity_rate"]["value"]) == (0.0, 1.0)
+    assert found["heldout_loss"]["change_high"] < 0
+    assert found["general_loss_delta"]["after"] > 0 < found["kl_divergence"]["value"]
+    assert json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["identity_rate"] == found["identity_rate"]
+
+
 def test_the_adapter_loads_in_plain_peft_with_equal_logits(run: Path) -> None:
     import torch
     from peft import AutoPeftModelForCausalLM

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         EvaluationResult,
         Run,
         evaluate,
+        evaluate_persona,
         export,
         finetune,
         load_config,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     )
     from tuneloom.config import Config
     from tuneloom.errors import GuardError, Interrupted, TuneloomError, UserError
+    from tuneloom.evaluation.intervals import Change, Interval
+    from tuneloom.evaluation.persona import Gate, PersonaResult, ProbeAnswer
     from tuneloom.evaluation.predict import Prediction
     from tuneloom.exporting.adapter import AdapterCheck, ExportedAdapter
     from tuneloom.exporting.merged import Exported
@@ -37,16 +40,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterCheck",
+    "Change",
     "Check",
     "Config",
     "Conversation",
     "EvaluationResult",
     "Exported",
     "ExportedAdapter",
+    "Gate",
     "GuardError",
     "Interrupted",
+    "Interval",
     "Message",
+    "PersonaResult",
     "Prediction",
+    "ProbeAnswer",
     "Rendered",
     "Run",
     "ToolCall",
@@ -55,6 +63,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "evaluate_persona",
     "export",
     "finetune",
     "load_config",
@@ -65,11 +74,13 @@ __all__ = [
 
 _HOMES = {
     "tuneloom.api": (
-        *("evaluate", "export", "finetune", "load_config", "load_model", "load_tokenizer", "render"),
+        *("evaluate", "evaluate_persona", "export", "finetune", "load_config", "load_model", "load_tokenizer", "render"),
         *("EvaluationResult", "Run"),
     ),
     "tuneloom.config": ("Config",),
     "tuneloom.errors": ("GuardError", "Interrupted", "TuneloomError", "UserError"),
+    "tuneloom.evaluation.intervals": ("Change", "Interval"),
+    "tuneloom.evaluation.persona": ("Gate", "PersonaResult", "ProbeAnswer"),
     "tuneloom.evaluation.predict": ("Prediction",),
     "tuneloom.exporting.adapter": ("AdapterCheck", "ExportedAdapter"),
     "tuneloom.exporting.merged": ("Exported",),

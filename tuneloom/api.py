@@ -6,18 +6,20 @@ What takes long is told to the logger `tuneloom`, at level INFO.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from tuneloom.config import Config, DataConfig, SourceConfig, build_config, parse_config
+from tuneloom.config import Config, DataConfig, GenerationConfig, SourceConfig, build_config, parse_config
 from tuneloom.config.load import dotted
 from tuneloom.config.load import load_config as read_config
 from tuneloom.config.recipes import DEFAULT_RECIPE, find_recipe
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from tuneloom.adapters.target import Target
     from tuneloom.data.prepare import PreparedData
     from tuneloom.data.render import Renderer
+    from tuneloom.evaluation.persona import PersonaResult, Subject
     from tuneloom.evaluation.predict import Prediction
+    from tuneloom.evaluation.probes import Language
     from tuneloom.exporting.adapter import ExportedAdapter
     from tuneloom.exporting.merged import Exported
     from tuneloom.models.precision import Name, Precision
@@ -351,6 +355,8 @@ class EvaluationResult:
             where none was asked for.
         predictions: these answers, each with its prompt and its reference.
         problems: rows of the data that were dropped or repaired, each with its file and line.
+        persona: identity, leak and forgetting, where they were asked for; without held-out rows the figures above are
+            then of none: nan, and 0.
     """
 
     loss: float
@@ -360,6 +366,7 @@ class EvaluationResult:
     scores: dict[str, float] | None = None
     predictions: tuple[Prediction, ...] = ()
     problems: tuple[str, ...] = ()
+    persona: PersonaResult | None = None
 
 
 def evaluate(  # noqa: PLR0913 each is a question of its own
@@ -374,6 +381,7 @@ def evaluate(  # noqa: PLR0913 each is a question of its own
     device: str | torch.device = "auto",
     base_model: str | PathLike[str] | None = None,
     base: bool = False,
+    persona: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> EvaluationResult:
     """Measure held-out loss and perplexity and, where asked for, ROUGE and BLEU of written answers.
@@ -392,11 +400,27 @@ def evaluate(  # noqa: PLR0913 each is a question of its own
         device: as `load_model` takes it.
         base_model: the base to put an adapter on, as `load_model` takes a source; None: the one that it names.
         base: leave the adapter off: how the base does on the same rows, rendered the same.
-        on_progress: called with (`loss` or `answers`, done, all), in micro-batches and in answers.
+        persona: also identity, leak and forgetting, before and after, as `evaluate_persona` measures them; a run
+            needs no rows of its own then.
+        on_progress: called with (`loss` or `answers`, done, all), in micro-batches and in answers, and as
+            `evaluate_persona` calls it.
 
     Raises:
         UserError: no data, data that cannot be read, a run whose data files have changed.
     """
+    told = None
+    if persona:
+        told = evaluate_persona(
+            target,
+            max_rows=max_rows,
+            overrides=overrides,
+            dtype=dtype,
+            device=device,
+            base_model=base_model,
+            on_progress=on_progress,
+        )
+        if data is None and told.heldout_loss is None:
+            return EvaluationResult(math.nan, math.nan, 0, 0, persona=told)
     side: Side = "base" if base else "model"
     tell = None if on_progress is None else lambda _, what, done, total: on_progress(what, done, total)
     found = evaluate_sides(
@@ -412,7 +436,7 @@ def evaluate(  # noqa: PLR0913 each is a question of its own
         base_model=base_model,
         on_progress=tell,
     )
-    return found[side]
+    return replace(found[side], persona=told)
 
 
 def evaluate_sides(  # noqa: PLR0913 as `evaluate`
@@ -440,29 +464,21 @@ def evaluate_sides(  # noqa: PLR0913 as `evaluate`
         UserError: as `evaluate`.
     """
     from tuneloom.adapters.target import load_target_base, resolve_target, with_adapter
-    from tuneloom.data.render import Renderer
-    from tuneloom.models.forward import path_on, use_attention
-    from tuneloom.models.load import load_tokenizer_folder, pick_device
-    from tuneloom.models.precision import choose_precision
-    from tuneloom.train.prepare import TOKENS_PER_MICROBATCH
 
     found = resolve_target(fspath(target), base_model=_optional_path(base_model), say=_say)
     config = load_config(found.config or {}, overrides)
     wanted = _own_rows(found, config, split) if data is None else _given_rows(config, data, split)
     limit = _checked_limit(max_rows) or wanted.max_rows
-    where = pick_device(device)
-    plan = (found.run.read_json(PLAN) if found.run else None) or {}
-    precision = choose_precision(plan.get("precision", "auto"), where) if dtype == "auto" else _precision(dtype, where)
-    renderer = Renderer(load_tokenizer_folder(found.tokenizer_folder))
-    model = load_target_base(found, precision.dtype, where)
-    if "attention" in plan:
-        use_attention(model, path_on(plan["attention"], where))
-    prepared = _prepared(wanted, config, found, model, renderer, precision)
+    opened = _opened(found, dtype, device)
+    renderer = opened.renderer
+    model = load_target_base(found, opened.precision.dtype, opened.device)
+    opened.use_path(model)
+    prepared = _prepared(wanted, config, found, model, renderer, opened.precision)
     samples = prepared.validation[:limit]
     if not samples:
         first = next(iter(prepared.report.problems), None)
         raise UserError("no row to evaluate on is left", where=wanted.where, got=str(first) if first else "no rows")
-    budget = plan.get("tokens_per_microbatch", TOKENS_PER_MICROBATCH.get(where.type, TOKENS_PER_MICROBATCH["cpu"]))
+    budget = opened.tokens_per_microbatch
     asked = list(islice(prepared.validation_conversations, limit)) if answers else None
     problems = tuple(dict.fromkeys(map(str, prepared.report.problems)))
     results: dict[Side, EvaluationResult] = {}
@@ -471,6 +487,171 @@ def evaluate_sides(  # noqa: PLR0913 as `evaluate`
         tell = None if on_progress is None else partial(on_progress, side)
         results[side] = _measured(model, renderer, samples, budget, asked, config, problems, tell)
     return results
+
+
+def evaluate_persona(  # noqa: PLR0913 each is a question of its own
+    target: str | PathLike[str],
+    *,
+    identity_probes: str | PathLike[str] | None = None,
+    general_probes: str | PathLike[str] | None = None,
+    languages: Sequence[Language] = ("en", "zh"),
+    gates: Mapping[str, float | None] | None = None,
+    max_new_tokens: int = 64,
+    max_rows: int | None = None,
+    overrides: Mapping[str, object] | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    base_model: str | PathLike[str] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> PersonaResult:
+    """Measure how well a persona was learnt, whether it leaks and what was forgotten, before and after.
+
+    Answers are greedy, with the run's repetition penalty, and kept in the cache as they come: what was interrupted goes on
+    where it was, and a base is asked once. The figures are written into a run whose own adapter it was: `evaluation.json`,
+    `evaluation-answers.jsonl`, and a section of `report.md` and of the adapter's card.
+
+    Args:
+        target: a run, a checkpoint or an adapter.
+        identity_probes, general_probes: files of questions, rows as the built-in ones have them; None: those.
+        languages: which of the questions to ask.
+        gates: figure -> what it must reach, on top of the defaults (`identity_rate.en` at least 0.95, `leak_rate` at
+            most 0.02, `general_loss_delta` at most 0.10); None takes one away.
+        max_new_tokens: longest answer to a probe.
+        max_rows: at most this many of the run's held-out rows; None: as many as the run looked at.
+        overrides: settings on top of the run's: `{"data.variables": {"name": "Ada"}}` is the new name of what is of no run.
+        dtype, device, base_model: as `evaluate` takes them.
+        on_progress: called with (`base answers`, `tuned answers`, `general replies` or `held-out rows`, done, all).
+
+    Raises:
+        UserError: no adapter, no new name, wrong probes or gates, a base that answers nothing.
+    """
+    from tuneloom.adapters.target import load_target_base, resolve_target, with_adapter
+    from tuneloom.evaluation.judge import Judge
+    from tuneloom.evaluation.persona import checked_gates, unheard
+    from tuneloom.evaluation.persona import evaluate_persona as measure
+    from tuneloom.evaluation.probes import load_probes
+
+    probes = load_probes(_optional_path(identity_probes), _optional_path(general_probes), languages)
+    checked = checked_gates(gates or {}, probes)
+    found = resolve_target(fspath(target), base_model=_optional_path(base_model), say=_say)
+    config = load_config(found.config or {}, overrides)
+    name = _new_name(found, config)
+    opened = _opened(found, dtype, device)
+    model = load_target_base(found, opened.precision.dtype, opened.device)
+    opened.use_path(model)
+    heldout = _heldout_samples(found, config, model, opened)[: _checked_limit(max_rows)]
+    subject = _subject(found, config, with_adapter(model, found), opened, max_new_tokens)
+    judge = Judge(name, config.data.variables.get("author", ""))
+    result = measure(subject, probes, judge, checked, heldout, on_progress or unheard)
+    if found.run is not None and found.own_folder == found.run.adapter:
+        _write_persona(found.run, result)
+    return result
+
+
+def _write_persona(run: RunDirectory, result: PersonaResult) -> None:
+    from tuneloom.evaluation.written import write_evaluation
+
+    write_evaluation(run, result.as_dict(), [answer.as_dict() for answer in result.answers])
+
+
+def _new_name(target: Target, config: Config) -> str:
+    """Return the new name of a target whose base can be seen with the adapter off.
+
+    Raises:
+        UserError: it has no adapter, no new name, or biases that stay when the adapter is off.
+    """
+    from tuneloom.adapters.store import read_adapter_config
+
+    if target.adapter is None:
+        raise UserError(
+            "nothing to compare: the target has no adapter", where=target.name, mend="name a run, a checkpoint or an adapter"
+        )
+    bias = read_adapter_config(target.adapter).get("bias", "none")
+    if bias != "none":
+        raise UserError(
+            "the base cannot be shown with this adapter off",
+            where=f"{target.name}: adapter.bias",
+            got=f"{bias}: biases that were trained with it stay",
+            expected="none",
+        )
+    name = config.data.variables.get("name", "").strip()
+    if not name:
+        raise UserError(
+            "the target has no new name to look for",
+            where=f"{target.name}: data.variables",
+            got="no `name`",
+            mend="give it: --variable name=NAME (in Python overrides={'data.variables': {'name': NAME}})",
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """How a target is computed: as its run was, where it has one."""
+
+    plan: dict[str, Any]
+    device: torch.device
+    precision: Precision
+    renderer: Renderer
+
+    @property
+    def tokens_per_microbatch(self) -> int:
+        from tuneloom.train.prepare import TOKENS_PER_MICROBATCH
+
+        default = TOKENS_PER_MICROBATCH.get(self.device.type, TOKENS_PER_MICROBATCH["cpu"])
+        return int(self.plan.get("tokens_per_microbatch", default))
+
+    def use_path(self, model: PreTrainedModel) -> None:
+        """Put a loaded base on the run's attention path."""
+        from tuneloom.models.forward import path_on, use_attention
+
+        if "attention" in self.plan:
+            use_attention(model, path_on(self.plan["attention"], self.device))
+
+
+def _opened(target: Target, dtype: str | torch.dtype, device: str | torch.device) -> _Opened:
+    from tuneloom.data.render import Renderer
+    from tuneloom.models.load import load_tokenizer_folder, pick_device
+    from tuneloom.models.precision import choose_precision
+
+    where = pick_device(device)
+    plan = (target.run.read_json(PLAN) if target.run else None) or {}
+    precision = choose_precision(plan.get("precision", "auto"), where) if dtype == "auto" else _precision(dtype, where)
+    return _Opened(plan, where, precision, Renderer(load_tokenizer_folder(target.tokenizer_folder)))
+
+
+def _heldout_samples(target: Target, config: Config, base: PreTrainedModel, opened: _Opened) -> list[Sample]:
+    """Return the run's own held-out rows; none where it has none."""
+    if target.config is None or not (target.config.data.validation or target.config.data.test):
+        return []
+    wanted = _own_rows(target, config, None)
+    prepared = _prepared(wanted, config, target, base, opened.renderer, opened.precision)
+    return list(prepared.validation[: wanted.max_rows])
+
+
+def _subject(target: Target, config: Config, model: PreTrainedModel, opened: _Opened, max_new_tokens: int) -> Subject:
+    """Return what `evaluation.persona` looks at."""
+    from tuneloom.adapters.store import CONFIG_FILE, WEIGHTS_FILE
+    from tuneloom.evaluation.persona import Subject
+    from tuneloom.generate.generator import Generator
+    from tuneloom.models.fingerprint import fingerprint
+
+    assert target.adapter is not None
+    generator = Generator(model, opened.renderer)
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, repetition_penalty=config.generation.repetition_penalty)
+    ends = " ".join(map(str, sorted(generator.stop_ids)))
+    base = (fingerprint(target.base.folder), config.base_model.quantization, opened.precision.name, opened.device.type, ends)
+    tuned = tuple(_sha256(target.adapter / name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+    batch_size = _PROBES_AT_A_TIME.get(opened.device.type, _PROBES_AT_A_TIME["cpu"])
+    return Subject(generator, target.base.name, base, (*base, *tuned), settings, batch_size, opened.tokens_per_microbatch)
+
+
+_PROBES_AT_A_TIME = {"cpu": 16, "cuda": 64}
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _measured(

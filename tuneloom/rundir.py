@@ -4,7 +4,7 @@
       config.yaml  environment.json  data_report.json  plan.json  state.json
       metrics.jsonl      one event a line, append only
       checkpoint-<step>/ adapter/
-      report.md  loss.png
+      report.md  loss.png  evaluation.json
 
 The trainer writes through `RunDirectory`; readers use it too and never need torch.
 """
@@ -35,6 +35,7 @@ METRICS = "metrics.jsonl"
 STATE = "state.json"
 PLAN = "plan.json"
 ADAPTER = "adapter"
+EVALUATION = "evaluation.json"
 REPORT = "report.md"
 LOSS_PLOT = "loss.png"
 STOP = ".stop-"

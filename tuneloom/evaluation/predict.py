@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tuneloom.config import GenerationConfig
-from tuneloom.evaluation.text_metrics import mean_scores, score_answer
+from tuneloom.evaluation.text_metrics import corpus_scores, mean_scores, score_answer
 from tuneloom.generate.generator import Generator
 from tuneloom.types import Conversation
 
@@ -64,4 +64,6 @@ def predict(
         Prediction(asked.messages[-1].content, str(answer), reference)
         for (asked, reference), answer in zip(rows, answers, strict=True)
     ]
-    return Predictions(found, mean_scores(score_answer(row.answer, row.reference) for row in found))
+    scores = mean_scores(score_answer(row.answer, row.reference) for row in found)
+    scores |= corpus_scores([row.answer for row in found], [row.reference for row in found])
+    return Predictions(found, scores)

@@ -5,6 +5,7 @@ Shapes: N rows of the micro-batch, B samples, T tokens (padded), R supervised ro
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +78,41 @@ def supervised_logits(model: PreTrainedModel, batch: MicroBatch) -> tuple[torch.
     """Return logits_RV and labels_R of the supervised rows, in the order of the micro-batch."""
     inputs, rows_R, labels_R = _supervised(model, batch)
     return _logits(model, inputs, rows_R), labels_R
+
+
+@dataclass(frozen=True)
+class SupervisedRows:
+    """A micro-batch's supervised rows, whose logits are made a chunk at a time where the head allows it.
+
+    Attributes:
+        labels_R: what each row predicts.
+        rows_RX: what goes into the head, (R, D), or logits, (R, V), where there is no head.
+        head: a frozen linear layer whose output is the model's; None where the model made the logits itself.
+    """
+
+    labels_R: torch.Tensor
+    rows_RX: torch.Tensor
+    head: nn.Linear | None
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.labels_R)
+
+    def logits(self, rows: slice) -> torch.Tensor:
+        """Return the logits_CV of some rows."""
+        rows_CX = self.rows_RX[rows]
+        return rows_CX if self.head is None else F.linear(rows_CX, self.head.weight, self.head.bias)
+
+
+def supervised_rows(model: PreTrainedModel, batch: MicroBatch) -> SupervisedRows:
+    """Run a model, and return its supervised rows in the order of the micro-batch."""
+    inputs, rows_R, labels_R = _supervised(model, batch)
+    head = model.get_output_embeddings()
+    if _is_frozen_linear(head):
+        hidden_RD, first_logits = _hidden(model, inputs, rows_R)
+        if torch.equal(head(hidden_RD[:1]).view(-1), first_logits.view(-1)):
+            return SupervisedRows(labels_R, hidden_RD, head)
+    return SupervisedRows(labels_R, _logits(model, inputs, rows_R), None)
 
 
 def _supervised(model: PreTrainedModel, batch: MicroBatch) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:

@@ -57,7 +57,7 @@ class PredictWish:
 
 def start_prediction(studio: Studio, key: str, wish: PredictWish) -> Job:
     """Start a prediction; see `Jobs.start` for the key."""
-    arguments = ["evaluate", "--max-rows", str(wish.max_rows), "--max-new-tokens", str(wish.max_new_tokens)]
+    arguments = ["evaluate", "--no-persona", "--max-rows", str(wish.max_rows), "--max-new-tokens", str(wish.max_new_tokens)]
     arguments += ["--data", wish.data] if wish.data is not None else []
     arguments += ["--compare"] if wish.compare else []
     arguments += ["--out", str(studio.jobs.folder / key / RESULT), "--", wish.target]

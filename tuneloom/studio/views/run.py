@@ -24,6 +24,7 @@ from tuneloom.studio.run_state import RunLook, Standing
 from tuneloom.studio.said import heard, heard_log
 from tuneloom.studio.texts import Texts
 from tuneloom.studio.views.run_charts import SMOOTH_COOKIE, RunCharts
+from tuneloom.studio.views.run_scores import draw_scores, scores_of
 
 JOB = "job-"
 _POLL_SECONDS = 1.0
@@ -109,6 +110,7 @@ class RunPage:
         self.notes = Part(self._notes, "stack tight")
         self._glance()
         self.charts.draw(empty=not little)
+        self.scores = Part(lambda scores: draw_scores(self.texts, scores), "panel stack")
         self.answers = Part(self._answers, "panel stack")
         self._books()
         with ui.element("div").classes("panel stack tight"):
@@ -137,6 +139,7 @@ class RunPage:
         self.notes.show(self._told(standing, refusal))
         self._show_figures(standing)
         self.charts.show()
+        self.scores.show(scores_of(self.look.path))
         answers = self.look.answers()
         self.answers.show(answers if answers[1] else None)
         self.checkpoints.show((standing.checkpoints, standing.has_adapter))
