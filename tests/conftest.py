@@ -107,7 +107,11 @@ def make_model_folder(folder: Path, *, tied: bool = True, seed: int = 0, hidden:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    blank = [token for token in range(len(tokenizer)) if not tokenizer.decode([token]).strip("\ufffd \n")]
+    with torch.no_grad():
+        model.get_output_embeddings().weight[blank] *= 0.1  # else it says the prompt's last token, a blank, for ever
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

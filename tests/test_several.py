@@ -20,13 +20,15 @@ from helpers import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloom.config import dump_config
+from tuneloom.config import TrainingConfig, dump_config, load_config
 from tuneloom.data.plan import StepSchedule
 from tuneloom.data.split import in_step, split_step
+from tuneloom.errors import GuardError, UserError
 from tuneloom.models.precision import exactly
 from tuneloom.rundir import RunDirectory
 from tuneloom.train import engine as engine_module
 from tuneloom.train import prepare as prepare_module
+from tuneloom.train.resume import find_resume
 from tuneloom.train.run import finetune
 from tuneloom.types import Layout, Sample
 
@@ -85,7 +87,7 @@ def alone(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFa
     return figures(finetune(tiny_config(tiny_model, rows_file, folder, CHANGES | changes)).directory.path)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "dora"])
 def test_two_ranks_with_the_base_in_parts_resumed_by_three_give_the_losses_of_one(
     method: str, tiny_model: Path, rows_file: Path, tmp_path: Path, alone: dict[str, list[float]]
 ) -> None:
@@ -116,9 +118,6 @@ def test_two_ranks_with_the_base_on_each_resumed_by_one_give_the_losses_of_one(
     log = (tmp_path / "torchrun.log").read_text(encoding="utf-8")
     assert log.count("talk to it with") == 1
     assert log.count("8 samples a step (1 x 4 x 2)") == 1
-
-    from tuneloom.config import load_config
-    from tuneloom.train.resume import find_resume
 
     finetune(load_config(run / "config.yaml"), resume=find_resume(str(run / "checkpoint-2"), run.parent))
     assert same(figures(run), alone)
@@ -154,7 +153,7 @@ def begun(folder: Path, model: Path, rows: Path) -> tuple[subprocess.Popen[str],
     return started, run
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_a_rank_that_is_killed_ends_the_rest_and_the_run_resumes(
     rank: str, tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:
@@ -168,12 +167,8 @@ def test_a_rank_that_is_killed_ends_the_rest_and_the_run_resumes(
         assert f"kept:     checkpoint-{step}" in (tmp_path / "torchrun.log").read_text(encoding="utf-8")
         assert "another process of this training has ended" in run.read_json("state.json")["reason"]
         done = [event["step"] for event in run.events("step")]
-        torchrun(
-            2,
-            *("-m", "tuneloom", "finetune", "--resume-from", run.path, "--override"),
-            *("--set", f"training.max_steps={step + 2}"),
-            cwd=tmp_path,
-        )
+        config = load_config(run.config, [f"training.max_steps={step + 2}"])
+        finetune(config, resume=find_resume(str(run.path), run.path.parent), override=True)
         assert done[-1] == step
         assert [event["step"] for event in run.history("step")] == list(range(1, step + 3))
 
@@ -223,8 +218,6 @@ def test_ranks_have_each_sample_once_and_about_as_much_to_do(samples: Sequence[S
 
 
 def test_more_processes_make_larger_steps() -> None:
-    from tuneloom.config import TrainingConfig
-
     training = TrainingConfig(per_device_train_batch_size=2, gradient_accumulation_steps=4)
     assert StepSchedule.of(training, 100, 3).samples_per_step == 24
 
@@ -259,8 +252,6 @@ def test_a_gradient_that_overflows_in_fp16_lowers_the_scale_and_leaves_the_weigh
 def test_a_scale_that_finds_no_end_stops_the_run(
     tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuneloom.errors import GuardError
-
     monkeypatch.setattr(prepare_module, "choose_precision", lambda wanted, device: exactly("fp16"))
     summed = engine_module.Engine._summed
 
@@ -303,8 +294,6 @@ def test_a_step_that_memory_does_not_suffice_for_is_done_in_smaller_micro_batche
 def test_a_single_sample_that_memory_does_not_hold_is_an_error_with_what_to_change(
     tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuneloom.errors import UserError
-
     def never(model: Any, batch: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
