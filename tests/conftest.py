@@ -108,7 +108,7 @@ def make_model_folder(folder: Path, *, tied: bool = True, seed: int = 0, hidden:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    blank = [token for token in range(len(tokenizer)) if not tokenizer.decode([token]).strip("\ufffd \n")]
+    blank = [token for token in range(len(tokenizer)) if not tokenizer.decode([token]).strip()]
     with torch.no_grad():
         model.get_output_embeddings().weight[blank] *= 0.1  # else it says the prompt's last token, a blank, for ever
     model.save_pretrained(folder)

@@ -80,7 +80,8 @@ def test_a_real_runs_figures_are_its_reports(finished_run: Path, tmp_path: Path)
     assert real.adapter_bytes == (finished_run / "adapter" / "adapter_model.safetensors").stat().st_size
     assert real.seconds == pytest.approx(end["seconds"], abs=0.02)
     assert real.tokens_per_second == pytest.approx(end["tokens_per_second"], rel=0.02)
-    assert f"{real.peak_memory_gib:.2f} GiB" in report
+    (peak,) = map(float, re.findall(r"peak memory \| ([\d.]+) GiB", report))
+    assert peak >= round(real.peak_memory_gib, 2)  # the report's is of the whole process, to its end
 
 
 def test_another_base_and_other_data_are_said(tmp_path: Path) -> None:

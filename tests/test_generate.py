@@ -33,7 +33,7 @@ CONVERSATIONS = [
 @pytest.fixture(scope="module")
 def tuned(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """A run that has learnt its rows by heart, so that its answers differ and end."""
-    changes = {"training.max_steps": 100, "training.gradient_accumulation_steps": 5, "adapter.target_modules": "all-layers"}
+    changes = {"training.max_steps": 70, "training.gradient_accumulation_steps": 5, "adapter.target_modules": "all-layers"}
     run = finetune(tiny_config(tiny_model, rows_file, tmp_path_factory.mktemp("tuned"), changes))
     return load_target(resolve_target(str(run.directory.path)), precision="fp32", device="cpu")
 

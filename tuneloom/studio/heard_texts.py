@@ -34,6 +34,15 @@ HEARD: dict[str, tuple[str, str]] = {
     "said.warning": ("warning: {message}", "警告：{message}"),
     "said.disk_full": ("the disk is full; waiting for room in {folder}", "磁盘已满；正在等待 {folder} 腾出空间"),
     "said.kept_full": ("{checkpoint}; the disk is full", "{checkpoint}；磁盘已满"),
+    "said.less_memory": (
+        "memory did not suffice; the step is done again in micro-batches of {tokens} tokens, the activations of {layers} "
+        "layers recomputed",
+        "内存不足；这一步改用 {tokens} token 的微批次重做，{layers} 层的激活值重新计算",
+    ),
+    "said.overflow": (
+        "the gradient overflowed in fp16: no update, and a scale of {scale} from here on",
+        "fp16 梯度溢出：这一步不更新，此后缩放系数为 {scale}",
+    ),
     "said.not_finite": ("non-finite {what}", "不是有限的数：{what}"),
     "said.loss": ("loss", "损失"),
     "said.gradient": ("gradient", "梯度"),
@@ -771,6 +780,23 @@ HEARD: dict[str, tuple[str, str]] = {
         "减小 data.cutoff_len 或 training.tokens_per_microbatch，把 base_model.quantization 设为 4bit，换用较小的模型，"
         "或关闭其他程序",
     ),
+    "wrong.one_sample": ("a sample of {number} tokens, activations recomputed", "一个 {number} token 的样本，激活值已重新计算"),
+    "wrong.one_sample_mend": (
+        "lower data.cutoff_len, end other programs on this GPU, or take a smaller model",
+        "减小 data.cutoff_len，关闭这块 GPU 上的其他程序，或换用较小的模型",
+    ),
+    "wrong.sharding": ("this model's weights cannot be shared out", "该模型的权重无法分给各进程"),
+    "wrong.sharding_layers": ("no decoder layers found", "没有找到解码层"),
+    "wrong.sharding_quantised": ("the weights of a quantised base are not shared out", "量化基座的权重不能分给各进程"),
+    "wrong.sharding_got": (
+        "full_shard with base_model.quantization {kind}",
+        "full_shard 与 base_model.quantization {kind} 同时设置",
+    ),
+    "wrong.sharding_mend": (
+        "set training.fsdp to none, or base_model.quantization to none",
+        "把 training.fsdp 或 base_model.quantization 设为 none",
+    ),
+    "wrong.ranks_differ": ("the processes have found different things: {what}", "各进程找到的内容不同：{what}"),
     "wrong.recompute": ("this model's activations cannot be recomputed", "该模型的激活值无法重新计算"),
     "wrong.flex": (
         "the kernel of this attention is compiled for CUDA devices only",

@@ -70,6 +70,7 @@ SETTINGS_ZH: dict[str, str] = {
     "training.precision": "权重与乘积的精度。设备做不到的取最接近的，并会说明。",
     "training.tokens_per_microbatch": "一次通过模型的 token 预算；除舍入外不改变结果。auto：内存不足时自动减小。",
     "training.gradient_checkpointing": "重新计算所有层的激活值：更省内存，时间约多一半。不设时，只在内存放不下的层上重新计算。",
+    "training.fsdp": "多进程时：full_shard 把基座权重分给各进程，none 各自保留完整权重。auto：设备放不下时才分开。",
     "training.report_to": "同时接收数据的实验跟踪工具；需要安装它的包。",
     "generation.max_new_tokens": "回答的最大长度，以 token 计。",
     "generation.min_new_tokens": "回答的最小长度，以 token 计。",
