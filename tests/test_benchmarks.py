@@ -234,6 +234,6 @@ def test_the_table_of_methods_is_the_pages_and_is_made_of_what_runs_compare_prin
     for page in ("lora-rslora-dora.md", "lora-rslora-dora_zh.md"):
         assert head in (ROOT / "docs" / page).read_text(encoding="utf-8")
     for method in methods.METHODS:
-        assert f"base-case-{method}" in methods.command(method, 8, tmp_path / "runs", None)
+        assert f"base-case-{method}" in methods.command(method, 8, tmp_path / "runs", None, "bf16")
         assert find_recipe(f"base-case-{method}").is_file()
-    assert "--resume-from" in methods.command("lora", 8, tmp_path, None)
+    assert "--resume-from" in methods.command("lora", 8, tmp_path, None, "bf16")

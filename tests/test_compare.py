@@ -19,7 +19,12 @@ EVALUATED = {
     "identity_rate": {"value": 0.975, "low": 0.94, "high": 1.0},
     "leak_rate": {"value": 0.0125, "low": 0.0, "high": 0.03},
     "general_loss_delta": {"value": -0.0123, "low": -0.02, "high": 0.01},
-    "gates": {"identity": {"passed": True, "least": 0.95}, "leak": False, "odd": "?"},
+    "gates": [
+        {"name": "identity_rate.en", "at_least": 0.95, "value": 0.975, "passed": True},
+        {"name": "leak_rate", "at_most": 0.01, "value": 0.0125, "passed": False},
+        {"name": "odd", "passed": "?"},
+        "odd",
+    ],
 }
 
 
@@ -67,7 +72,7 @@ def test_results_are_what_the_events_add_up_to(tmp_path: Path) -> None:
     assert (left.mfu, left.peak_memory_gib) == (0.4, 1.5)  # (0.5 x 4 s + 0.2 x 2 s) / 6 s
     assert left.identity_rate is not None
     assert (left.identity_rate.value, left.identity_rate.low, left.identity_rate.high) == (0.975, 0.94, 1.0)
-    assert left.gates == {"identity": True, "leak": False}
+    assert left.gates == {"identity_rate.en": True, "leak_rate": False}
     assert (right.identity_rate, right.leak_rate, right.general_loss_delta, right.gates) == (None, None, None, {})
     assert (right.trainable_parameters, right.adapter_bytes) == (None, None)
 
@@ -129,7 +134,7 @@ def test_the_verb_prints_a_table_json_and_a_picture(tmp_path: Path) -> None:
         ["", "best", "2.5000 at step 2", "2.5000 at step 2"],
         ["identity", "97.5% (94% to 100%)"],
         ["general loss", "-0.0123 (-0.020 to +0.010)"],
-        ["gates", "identity passed, leak not passed"],
+        ["gates", "identity_rate.en passed, leak_rate not passed"],
         ["MFU", "40%", "40%"],
         ["adapter.use_dora", "false", "true"],
         ["environment.base_model.fingerprint", "aaaaaaaaaaaa…", "cccccccccccc…"],

@@ -17,10 +17,9 @@ from pydantic import BaseModel
 
 from tuneloom.config import load_config
 from tuneloom.errors import UserError
-from tuneloom.rundir import DATA_REPORT, ENVIRONMENT, PLAN, RunDirectory
+from tuneloom.rundir import DATA_REPORT, ENVIRONMENT, EVALUATION, PLAN, RunDirectory
 from tuneloom.runs import Clock, find_run, number, shown_name, summary_of
 
-EVALUATION = "evaluation.json"
 WEIGHTS = "adapter_model.safetensors"
 BASE, DATA = "base_model", "data"
 """What makes losses of runs no measure of each other where it differs."""
@@ -385,8 +384,6 @@ def _measured(value: object) -> Measured | None:
 
 def _gates(value: object) -> dict[str, bool]:
     """Return whether each gate was passed; one that does not say so is left out."""
-    told = {
-        str(name): gate.get("passed") if isinstance(gate, dict) else gate
-        for name, gate in (value.items() if isinstance(value, dict) else ())
-    }
-    return {name: passed for name, passed in told.items() if isinstance(passed, bool)}
+    gates = [gate for gate in value if isinstance(gate, dict)] if isinstance(value, list) else []
+    told = [(gate.get("name"), gate.get("passed")) for gate in gates]
+    return {name: passed for name, passed in told if isinstance(name, str) and isinstance(passed, bool)}
