@@ -91,6 +91,9 @@ def test_a_real_runs_figures_are_its_reports(finished_run: Path, tmp_path: Path)
 def test_another_base_and_other_data_are_said(tmp_path: Path) -> None:
     same = made(tmp_path, "same")
     assert compare([same, made(tmp_path, "twin")]).different == ()
+    for i, run in enumerate((same, RunDirectory(tmp_path / "twin"))):
+        run.write_json("plan.json", {"estimate": {"seconds": i}, "precision_why": f"{i} GFLOP/s", "trial": {"seconds": i}})
+    assert compare([same, RunDirectory(tmp_path / "twin")]).surroundings == {}, "what is measured anew is no difference"
     other_weights = compare([same, made(tmp_path, "weights", fingerprint="c" * 64)])
     assert other_weights.different == ("base_model",)
     assert other_weights.surroundings == {"environment.base_model.fingerprint": ("a" * 64, "c" * 64)}

@@ -24,7 +24,10 @@ WEIGHTS = "adapter_model.safetensors"
 BASE, DATA = "base_model", "data"
 """What makes losses of runs no measure of each other where it differs."""
 _NAMES_ONLY = ("name", "output_dir")
-_MEASURED = ("plan.gflops.", "plan.trial.", "environment.memory_gib", "environment.seed")
+_LEFT_OUT = (
+    *("plan.gflops.", "plan.trial.", "plan.estimate.", "plan.precision_why", "environment.memory_gib"),  # measured anew
+    *("plan.device", "environment.seed"),  # said elsewhere
+)
 _FILES = "environment.data_files."
 _COUNTS = ("samples", "tokens", "supervised_tokens")
 _MOST_HEADER_BYTES = 1 << 24
@@ -218,7 +221,7 @@ def surroundings_of(run: RunDirectory) -> dict[str, Any]:
         if isinstance(part := report.get(role), dict)
     }
     files = {"environment": run.read_json(ENVIRONMENT) or {}, "plan": run.read_json(PLAN) or {}, "data_report": counts}
-    return {key: value for key, value in _flat(files) if not key.startswith(_MEASURED)}
+    return {key: value for key, value in _flat(files) if not key.startswith(_LEFT_OUT)}
 
 
 def differing(maps: Sequence[Settings | None]) -> dict[str, tuple[Any, ...]]:
