@@ -1,10 +1,10 @@
 """LoRA, rsLoRA and DoRA at two ranks on the base case: trains what is not there yet, then prints the table in Markdown.
 
-    python benchmarks/methods.py [--runs-dir runs] [--ranks 8 64] [--steps 60] [--table]
+    python benchmarks/methods.py [--runs-dir runs] [--ranks 8 64] [--steps 60] [--precision bf16] [--table]
 
-Six runs named compare-METHOD-rRANK, one after another, each from `recipes/base-case-METHOD.yaml`. A run that is done is
-not trained again, one that was interrupted is resumed; --table trains nothing. Identity, leak and general loss are those
-of the runs' evaluation.json, blank where a run has none.
+Six runs named compare-METHOD-rRANK, one after another, each from `recipes/base-case-METHOD.yaml` and evaluated by
+`tuneloom evaluate`. All in one precision: `auto` measures anew for each run, and may choose otherwise. What is there is not
+done again, a run that was interrupted is resumed; --table does nothing but print, with blanks for what is not evaluated.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ def run_name(method: str, rank: int) -> str:
     return f"compare-{method}-r{rank}"
 
 
-def command(method: str, rank: int, runs: Path, steps: int | None) -> list[str]:
+def command(method: str, rank: int, runs: Path, steps: int | None, precision: str) -> list[str]:
     """Return the command that trains a run, or goes on with it."""
     place = runs / run_name(method, rank)
     if (place / "metrics.jsonl").exists():
         return [*TUNELOOM, "finetune", "--resume-from", str(place)]
-    settings = {"adapter.r": rank, "name": place.name, "output_dir": runs, **({"training.max_steps": steps} if steps else {})}
+    settings = {"adapter.r": rank, "name": place.name, "output_dir": runs, "training.precision": precision}
+    settings |= {"training.max_steps": steps} if steps else {}
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     return [*TUNELOOM, "finetune", f"base-case-{method}", *sets]
 
@@ -94,11 +95,15 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--steps", type=int, help="instead of the recipes' 60")
-    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--precision", default="bf16", help="of all of them")
+    parser.add_argument("--table", action="store_true", help="train and evaluate nothing")
     arguments = parser.parse_args()
     wanted = [(method, rank) for rank in arguments.ranks for method in METHODS]
     for method, rank in () if arguments.table else wanted:
-        subprocess.run(command(method, rank, arguments.runs_dir, arguments.steps), check=True)
+        place = arguments.runs_dir / run_name(method, rank)
+        subprocess.run(command(method, rank, arguments.runs_dir, arguments.steps, arguments.precision), check=True)
+        if not (place / "evaluation.json").exists():
+            subprocess.run([*TUNELOOM, "evaluate", str(place), "--persona"], check=True)
     print(table(compare([run_name(*each) for each in wanted], arguments.runs_dir)))
 
 

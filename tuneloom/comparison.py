@@ -17,15 +17,17 @@ from pydantic import BaseModel
 
 from tuneloom.config import load_config
 from tuneloom.errors import UserError
-from tuneloom.rundir import DATA_REPORT, ENVIRONMENT, PLAN, RunDirectory
+from tuneloom.rundir import DATA_REPORT, ENVIRONMENT, EVALUATION, PLAN, RunDirectory
 from tuneloom.runs import Clock, find_run, number, shown_name, summary_of
 
-EVALUATION = "evaluation.json"
 WEIGHTS = "adapter_model.safetensors"
 BASE, DATA = "base_model", "data"
 """What makes losses of runs no measure of each other where it differs."""
 _NAMES_ONLY = ("name", "output_dir")
-_MEASURED = ("plan.gflops.", "plan.trial.", "environment.memory_gib", "environment.seed")
+_LEFT_OUT = (
+    *("plan.gflops.", "plan.trial.", "plan.estimate.", "plan.precision_why", "environment.memory_gib"),  # measured anew
+    *("plan.device", "environment.seed"),  # said elsewhere
+)
 _FILES = "environment.data_files."
 _COUNTS = ("samples", "tokens", "supervised_tokens")
 _MOST_HEADER_BYTES = 1 << 24
@@ -219,7 +221,7 @@ def surroundings_of(run: RunDirectory) -> dict[str, Any]:
         if isinstance(part := report.get(role), dict)
     }
     files = {"environment": run.read_json(ENVIRONMENT) or {}, "plan": run.read_json(PLAN) or {}, "data_report": counts}
-    return {key: value for key, value in _flat(files) if not key.startswith(_MEASURED)}
+    return {key: value for key, value in _flat(files) if not key.startswith(_LEFT_OUT)}
 
 
 def differing(maps: Sequence[Settings | None]) -> dict[str, tuple[Any, ...]]:
@@ -385,8 +387,6 @@ def _measured(value: object) -> Measured | None:
 
 def _gates(value: object) -> dict[str, bool]:
     """Return whether each gate was passed; one that does not say so is left out."""
-    told = {
-        str(name): gate.get("passed") if isinstance(gate, dict) else gate
-        for name, gate in (value.items() if isinstance(value, dict) else ())
-    }
-    return {name: passed for name, passed in told.items() if isinstance(passed, bool)}
+    gates = [gate for gate in value if isinstance(gate, dict)] if isinstance(value, list) else []
+    told = [(gate.get("name"), gate.get("passed")) for gate in gates]
+    return {name: passed for name, passed in told if isinstance(name, str) and isinstance(passed, bool)}

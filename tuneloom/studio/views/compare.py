@@ -12,9 +12,9 @@ from nicegui import run as worker
 from nicegui import ui
 from starlette.requests import Request
 
-from tuneloom.comparison import EVALUATION, Comparison, Look, Measured, Results, distinct_names, look_at, side_by_side
+from tuneloom.comparison import Comparison, Look, Measured, Results, distinct_names, look_at, side_by_side
 from tuneloom.errors import UserError
-from tuneloom.rundir import CONFIG, METRICS, STATE, RunDirectory
+from tuneloom.rundir import CONFIG, EVALUATION, METRICS, STATE, RunDirectory
 from tuneloom.studio.charts import SAVE_PICTURE, Line, Options, line_chart
 from tuneloom.studio.figures import NOTHING, figure, loss, short_model, size, span, steps
 from tuneloom.studio.frame import ENDED, Studio, frame, id_of, phase_dot
@@ -123,8 +123,8 @@ class ComparePage:
         lines = []
         for i, (name, tail) in enumerate(zip(self.names, self.tails, strict=True)):
             curves, colour = tail.curves(), _colour(i)
+            lines.append(Line(name, curves["loss"].smooth.points(), colour))  # first: the legend looks like it
             lines.append(Line(name, curves["loss"].raw.points(), colour, faint=True, told=False))
-            lines.append(Line(name, curves["loss"].smooth.points(), colour))
             held = f"{name} · {self.texts('run.eval_loss')}"
             lines.append(Line(held, curves["eval_loss"].raw.points(), colour, marked=True, dotted=True))
         return line_chart(lines, total_steps=self._total_steps(), legend=True)
@@ -221,7 +221,7 @@ class ComparePage:
 
     def _gates(self, run: Results) -> str:
         told = [self.texts("compare.passed" if passed else "compare.not_passed", name=n) for n, passed in run.gates.items()]
-        return self.texts("new.between").join(told) or NOTHING
+        return " · ".join(told) or NOTHING
 
     def _value(self, value: Any) -> str:
         """Return a setting's value as text; of a hash its beginning."""
