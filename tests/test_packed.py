@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tuneloom.adapters.attach import attach_adapter
 from tuneloom.config import AdapterConfig
 from tuneloom.data.plan import pack, plan_step
+from tuneloom.data.split import split_step
 from tuneloom.models import head_loss, packed_attention
 from tuneloom.models.forward import COMPILED, PACKED, layout_of, supervised_logits, supervised_loss_sum, use_attention
 from tuneloom.models.packed_attention import PackedAttention
@@ -115,10 +116,15 @@ def fp64_models() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["plain", "dora"])
-@given(samples=steps(), max_tokens=st.integers(20, 300), block_rows=st.sampled_from([5, 16, 256]))
+@given(
+    samples=steps(),
+    max_tokens=st.integers(20, 300),
+    block_rows=st.sampled_from([5, 16, 256]),
+    num_ranks=st.integers(1, 3),
+)
 @settings(max_examples=25)
-def test_a_step_is_the_samples_one_by_one(
-    kind: str, fp64_models: dict[str, Any], samples: list[Sample], max_tokens: int, block_rows: int
+def test_a_step_is_the_samples_one_by_one_whoever_has_them(
+    kind: str, fp64_models: dict[str, Any], samples: list[Sample], max_tokens: int, block_rows: int, num_ranks: int
 ) -> None:
     model = fp64_models[kind]
     base = model.get_base_model()
@@ -130,8 +136,8 @@ def test_a_step_is_the_samples_one_by_one(
     usual = packed_attention.BLOCK_ROWS
     packed_attention.BLOCK_ROWS = block_rows
     try:
-        plan = plan_step(samples, max_tokens, layout_of(model, training=True))
-        loss = sum(supervised_loss_sum(model, batch) for batch in plan.micro_batches)
+        plans = split_step(samples, num_ranks, max_tokens, layout_of(model, training=True))
+        loss = sum(supervised_loss_sum(model, batch) for plan in plans for batch in plan.micro_batches)
         loss.backward()
     finally:
         packed_attention.BLOCK_ROWS = usual
