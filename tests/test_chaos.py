@@ -16,7 +16,7 @@ SOME = ("lora, shared prefixes, validation", "dora, validation")
 
 @pytest.mark.skipif("sys.platform == 'win32'", reason="there is no fork, nor a SIGKILL")
 @pytest.mark.parametrize(
-    ("only", "kills"), [pytest.param(SOME, 4, id="some"), pytest.param((), 12, id="all", marks=pytest.mark.slow)]
+    ("only", "kills"), [pytest.param(SOME, 6, id="some"), pytest.param((), 12, id="all", marks=pytest.mark.slow)]
 )
 def test_runs_killed_and_resumed_end_as_if_they_had_not_been(only: tuple[str, ...], kills: int, tmp_path: Path) -> None:
     found = tmp_path / "found.json"
